@@ -1,0 +1,1 @@
+"""What users run: the fast twin of ttr_ref."""

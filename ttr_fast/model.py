@@ -1,0 +1,70 @@
+"""The network over a chosen backend.
+
+A backend computes; everything above it (data, training, generation, the command line) is the same whichever is chosen. All of them take and give the parameters of
+`ttr_ref.model`, so a checkpoint written with one is read with any other.
+"""
+
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+from numpy import ndarray
+
+from ttr_ref.config import ModelConfig
+from ttr_ref.dropout import DropoutKey
+from ttr_ref.model import ModelParams, compute_copy, decode_start, loss_backward, loss_forward, model_decode, model_forward
+from ttr_ref.next_event import Batch, EventNats
+
+BackendName = Literal["reference"]
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+
+
+class Backend(Protocol):
+    """What training and generation ask of an implementation."""
+
+    def loss_and_gradients(
+        self, params: ModelParams, batch: Batch, config: ModelConfig, key: DropoutKey, z_loss: float, checkpointing: str, loss_scale: float
+    ) -> tuple[float, ModelParams]:
+        """(mean loss, gradients of loss_scale times it)."""
+
+    def event_nats(self, params: ModelParams, batch: Batch, config: ModelConfig) -> list[EventNats]:
+        """Nats of every target in every order, without dropout."""
+
+    def states(self, params: ModelParams, batch: Batch, config: ModelConfig) -> ndarray:
+        """The normed states z (B, T, E), without dropout."""
+
+    def decode_start(self, params: ModelParams, config: ModelConfig, rows: int, time_dtype: type[np.int64] | type[np.float64]) -> Any:
+        """The state of decoding before the first token: weights and empty rings."""
+
+    def decode(self, state: Any, tokens: ndarray, times: ndarray, config: ModelConfig) -> tuple[ndarray, Any]:
+        """(z of one more token in every row, the state after it)."""
+
+
+class ReferenceBackend:
+    """The oracle itself."""
+
+    def loss_and_gradients(
+        self, params: ModelParams, batch: Batch, config: ModelConfig, key: DropoutKey, z_loss: float, checkpointing: str, loss_scale: float
+    ) -> tuple[float, ModelParams]:
+        loss, _, cache = loss_forward(params, batch, config, key, z_loss, None, checkpointing)
+        return float(loss), loss_backward(loss_scale, cache)
+
+    def event_nats(self, params: ModelParams, batch: Batch, config: ModelConfig) -> list[EventNats]:
+        return loss_forward(params, batch, config)[1]
+
+    def states(self, params: ModelParams, batch: Batch, config: ModelConfig) -> ndarray:
+        return model_forward(compute_copy(params, config), batch.tokens, batch.at, config)[0]
+
+    def decode_start(self, params: ModelParams, config: ModelConfig, rows: int, time_dtype: type[np.int64] | type[np.float64]) -> Any:
+        return compute_copy(params, config), decode_start(config, rows, time_dtype)
+
+    def decode(self, state: Any, tokens: ndarray, times: ndarray, config: ModelConfig) -> tuple[ndarray, Any]:
+        weights, rings = state
+        z, rings = model_decode(weights, tokens, times, rings, config)
+        return z, (weights, rings)
+
+
+def load_backend(name: BackendName) -> Backend:
+    """The backend of this name, imported when it is chosen."""
+    match name:
+        case "reference":
+            return ReferenceBackend()
