@@ -1,7 +1,7 @@
 """The network over a chosen backend.
 
-A backend computes; everything above it (data, training, generation, the command line) is the same whichever is chosen. All of them take and give the parameters of
-`ttr_ref.model`, so a checkpoint written with one is read with any other.
+A backend computes; everything above it (data, training, generation, the command line) is the same whichever is chosen. All of them take and
+give the parameters of `ttr_ref.model`, so a checkpoint written with one is read with any other.
 """
 
 from typing import Any, Literal, Protocol, get_args
@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from numpy import ndarray
 
-from ttr_ref.config import ModelConfig
+from ttr_ref.config import ModelConfig, TrainConfig
 from ttr_ref.dropout import DropoutKey
 from ttr_ref.model import ModelParams, compute_copy, decode_start, loss_backward, loss_forward, model_decode, model_forward
 from ttr_ref.next_event import Batch, EventNats
@@ -22,7 +22,7 @@ class Backend(Protocol):
     """What training and generation ask of an implementation."""
 
     def loss_and_gradients(
-        self, params: ModelParams, batch: Batch, config: ModelConfig, key: DropoutKey, z_loss: float, checkpointing: str, loss_scale: float
+        self, params: ModelParams, batch: Batch, config: ModelConfig, train: TrainConfig, step: int, loss_scale: float
     ) -> tuple[float, ModelParams]:
         """(mean loss, gradients of loss_scale times it)."""
 
@@ -43,9 +43,10 @@ class ReferenceBackend:
     """The oracle itself."""
 
     def loss_and_gradients(
-        self, params: ModelParams, batch: Batch, config: ModelConfig, key: DropoutKey, z_loss: float, checkpointing: str, loss_scale: float
+        self, params: ModelParams, batch: Batch, config: ModelConfig, train: TrainConfig, step: int, loss_scale: float
     ) -> tuple[float, ModelParams]:
-        loss, _, cache = loss_forward(params, batch, config, key, z_loss, None, checkpointing)
+        key = DropoutKey(train.seed, step)
+        loss, _, cache = loss_forward(params, batch, config, key, train.z_loss, train.time_weight, None, train.checkpointing)
         return float(loss), loss_backward(loss_scale, cache)
 
     def event_nats(self, params: ModelParams, batch: Batch, config: ModelConfig) -> list[EventNats]:

@@ -164,6 +164,9 @@ class TrainConfig:
     weight_decay: float = 0.05
     clip_norm: float = 1.0
     z_loss: float = 0.0
+    time_weight: float = 0.1
+    """Weight of the gap's nats in the loss beside the token's. A density narrow to σ has gradients of size 1/σ, which at weight 1
+    leave the token little say in the common states."""
     checkpointing: str = "none"
     """"none", "block" or "every:k": which activations are kept for backward."""
     seed: int = 0
@@ -176,6 +179,6 @@ class TrainConfig:
             _require(0 < value < float("inf"), f"TrainConfig: {name} must be positive and finite, got {value}")
         for name in ("beta1", "beta2", "final_fraction"):
             _require(0 <= getattr(self, name) < 1, f"TrainConfig: {name} must be in [0, 1), got {getattr(self, name)}")
-        for name in ("warmup", "weight_decay", "z_loss"):
+        for name in ("warmup", "weight_decay", "z_loss", "time_weight"):
             _require(getattr(self, name) >= 0, f"TrainConfig: {name} must not be negative, got {getattr(self, name)}")
         _require(0 <= self.seed < 2**32, f"TrainConfig: seed must be in [0, 2³²), got {self.seed}")

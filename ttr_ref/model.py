@@ -10,14 +10,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Inexact, Int, Integer, Num
+from jaxtyping import Inexact, Integer, Num
 from numpy import ndarray
 
 from .config import BlockConfig, ModelConfig
 from .dropout import DropoutKey
 from .embedding import embedding_backward, embedding_forward
 from .feed_forward_geglu import FeedForwardGegluParams
-from .float_dtype import FloatDType, round_to_storage
+from .float_dtype import round_to_storage
 from .gradient_checkpointing import ChainCache, chain_backward, chain_forward
 from .kv_ring import KVRing, kv_ring_empty, kv_ring_next
 from .multi_head_attention import MultiHeadAttentionParams
@@ -64,6 +64,7 @@ class LossCache(NamedTuple):
     nats: list[EventNats]
     normalizer: float
     z_loss: float
+    time_weight: float
 
 
 def model_init(config: ModelConfig, seed: int) -> ModelParams:
@@ -170,13 +171,15 @@ def loss_forward(
     config: ModelConfig,
     key: DropoutKey | None = None,
     z_loss: float = 0.0,
+    time_weight: float = 1.0,
     normalizer: float | None = None,
     checkpointing: str = "none",
 ) -> tuple[Any, list[EventNats], LossCache]:
     """(loss, nats of each target in each order, cache).
 
-    The loss is the sum over targets of (token nats + time nats + z_loss · LSE²), averaged over the orders, divided by the normaliser: the number of targets,
-    or when the batch is one part of a larger one, the number of targets of all parts, so that the parts' losses and gradients add up.
+    The loss is the sum over targets of (token nats + time_weight · time nats + z_loss · LSE²), averaged over the orders, divided by the
+    normaliser: the number of targets, or when the batch is one part of a larger one, the number of targets of all parts, so that the parts'
+    losses and gradients add up.
     Raises ValueError if there is no target.
     """
     weights = compute_copy(params, config)
@@ -186,8 +189,8 @@ def loss_forward(
     count = float(batch.is_target.sum()) if normalizer is None else normalizer
     if count == 0:
         raise ValueError("loss: the batch has nothing to predict")
-    total = sum((n.token + z_loss * s * s).sum() + (0 if n.time is None else n.time.sum()) for n, s in zip(nats, lse, strict=True))
-    return total / (count * len(nats)), nats, LossCache(model_cache, next_cache, lse, nats, count, z_loss)
+    total = sum((n.token + z_loss * s * s).sum() + (0 if n.time is None else time_weight * n.time.sum()) for n, s in zip(nats, lse, strict=True))
+    return total / (count * len(nats)), nats, LossCache(model_cache, next_cache, lse, nats, count, z_loss, time_weight)
 
 
 def loss_backward(dloss: float, cache: LossCache) -> ModelParams:
@@ -195,7 +198,8 @@ def loss_backward(dloss: float, cache: LossCache) -> ModelParams:
     config = cache.model.config
     each = dloss / (cache.normalizer * len(cache.nats))
     dnats = [
-        EventNats(n.order, np.full_like(n.token, each), None if n.time is None else np.full_like(n.time, each)) for n in cache.nats
+        EventNats(n.order, np.full_like(n.token, each), None if n.time is None else np.full_like(n.time, cache.time_weight * each))
+        for n in cache.nats
     ]
     dlse = [s * s.dtype.type(2 * cache.z_loss * each) for s in cache.lse]
     dz, dembedding, dw_vocab, dhead = next_event_backward(dnats, dlse, cache.next_event)

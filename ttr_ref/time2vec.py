@@ -66,13 +66,28 @@ def geometric_frequencies(count: int, time: TimeConfig) -> Float64[ndarray, "cou
     return TURN * time.unit / np.geomspace(time.shortest, time.span, count)
 
 
+def calendar_periods(time: TimeConfig) -> list[float]:
+    """Periods in ticks: day, week and year, then their first harmonics; those that the span covers."""
+    if time.tick_seconds is None:
+        return []
+    seconds = [DAY, WEEK, YEAR, DAY / 2, WEEK / 2, DAY / 3, WEEK / 3, DAY / 4]
+    return [p / time.tick_seconds for p in seconds if time.shortest < p / time.tick_seconds <= time.span]
+
+
 def time2vec_init(features: int, time: TimeConfig) -> Time2VecParams:
-    """The straight line rises by one over the span; the sines come in pairs a quarter turn apart, first the day, the week and the
-    year where the span covers them, then periods spaced geometrically from the shortest gap to the longest span."""
-    tick = time.tick_seconds
-    calendar = [] if tick is None else [period / tick for period in (DAY, WEEK, YEAR) if period / tick <= time.span]
-    pairs = features // 2  # of E − 1 sines, an odd one takes half a pair
-    omega = np.concatenate([TURN * time.unit / np.array(calendar[:pairs]), geometric_frequencies(pairs - len(calendar[:pairs]), time)])
-    sines = np.repeat(omega, 2)[: features - 1]
-    quarter_turns = np.tile([0.0, TURN / 4], pairs)[: features - 1]
-    return Time2VecParams(np.concatenate([[time.unit / time.span], sines]), np.concatenate([[0.0], quarter_turns]))
+    """The straight line rises by one over the span; the sines come in pairs a quarter turn apart.
+
+    Calendar times get the beginnings of the Fourier series of the day, the week and the year; the sines left over start silent (ω = φ = 0), free for
+    training to use. Periods that are no part of the calendar would be noise: their phase on one date says nothing of another.
+    Other times get periods spaced geometrically from the shortest gap to the longest span.
+    """
+    pairs = features // 2  # of E − 1 sines; if that is odd, the last pair is half
+    calendar = calendar_periods(time)[:pairs]
+    omega, quarter_turns = np.zeros(pairs), np.zeros(pairs)
+    used = len(calendar) or pairs
+    omega[:used] = TURN * time.unit / np.array(calendar) if calendar else geometric_frequencies(pairs, time)
+    quarter_turns[:used] = TURN / 4
+    sines, phases = np.repeat(omega, 2), np.stack([np.zeros(pairs), quarter_turns], axis=-1).ravel()
+    return Time2VecParams(
+        np.concatenate([[time.unit / time.span], sines[: features - 1]]), np.concatenate([[0.0], phases[: features - 1]])
+    )

@@ -145,12 +145,11 @@ def inverse_softplus(s: Float64[ndarray, "*shape"]) -> Float64[ndarray, "*shape"
 
 
 def time_bias_init(config: BlockConfig) -> TimeBias:
-    """Heads start with different reaches, as ALiBi's do: slopes 2^(−8 (h+1)/H), scales of time spread between the shortest gap and the span.
-
-    exp and table start at zero, that is without bias.
+    """Heads start with different reaches, as ALiBi's do: slopes 4 · 2^(−8h/H) for h = 0 … H − 1, so that the first sees little but the present and the last
+    nearly everything alike; scales of time spread from the shortest gap to the span. exp and table start at zero, that is without bias.
     """
     heads, time = config.heads, config.time
-    slopes = 2.0 ** (-8 * np.arange(1, heads + 1) / heads)
+    slopes = 4 * 2.0 ** (-8 * np.arange(heads) / heads)
     scales = np.log(np.geomspace(time.shortest, time.span, heads + 2)[1:-1])
     match config.time_bias:
         case "none":

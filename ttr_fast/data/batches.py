@@ -1,7 +1,8 @@
 """Batches of events: which places of which sequences each step trains on, computed from (seed, step) alone.
 
-An epoch's sequences, in an order drawn from (seed, epoch), are laid end to end, and epochs follow each other; step n takes the next rows × length places. Where
-a sequence is cut by the end of a row, each part is a document of its own; what follows its last place is still known, so no target is lost.
+An epoch's sequences, in an order drawn from (seed, epoch), are laid end to end, and epochs follow each other; step n takes the next
+rows × length places. Where a sequence is cut by the end of a row, each part is a document of its own; what follows its last place is still
+known, so no target is lost.
 """
 
 from collections.abc import Iterator

@@ -5,7 +5,6 @@ from typing import NamedTuple
 from ttr_fast.model import Backend
 from ttr_ref.adamw import AdamWState, adamw_init, adamw_step, clip_by_global_norm
 from ttr_ref.config import ModelConfig, TrainConfig
-from ttr_ref.dropout import DropoutKey
 from ttr_ref.loss_scaling import LossScale, loss_scale_init, loss_scale_update, unscale
 from ttr_ref.model import ModelParams, decays, learning_rate_shares, model_init
 from ttr_ref.next_event import Batch
@@ -40,8 +39,7 @@ def train_start(config: ModelConfig, train: TrainConfig) -> TrainState:
 def train_step(backend: Backend, state: TrainState, batch: Batch, config: ModelConfig, train: TrainConfig) -> tuple[TrainState, StepReport]:
     """(state after the step, its report)."""
     params, optimizer, scale, step = state
-    key = DropoutKey(train.seed, step)
-    loss, grads = backend.loss_and_gradients(params, batch, config, key, train.z_loss, train.checkpointing, scale.scale)
+    loss, grads = backend.loss_and_gradients(params, batch, config, train, step, scale.scale)
     grads, finite = unscale(grads, scale)
     rate = learning_rate(step, train)
     norm = float("inf")

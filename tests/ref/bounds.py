@@ -1,0 +1,125 @@
+"""How far two correct computations of the same thing may lie apart: limits derived from the number of roundings, shared by many tests.
+
+A sum of n terms in floating point is off by at most n·eps/2 times the sum of their magnitudes, to first order (Higham 2002, Accuracy and Stability
+of Numerical Algorithms, §3.1 and §4.2). So each limit is a count of roundings times eps times the same formula with every term made positive.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy import ndarray
+
+from tests.ref.cases import Problem
+from ttr_ref.attention import AttentionCache, scores
+from ttr_ref.time_bias import ExpBias, TableBias, TimeBias, time_bias_backward
+from ttr_ref.tree import named_leaves, tree_map
+
+EPS = float(np.finfo(np.float64).eps)
+
+
+def share(actual: Any, expected: Any, limit: Any) -> float:
+    """The largest difference as a share of its limit; NaN, which no comparison accepts, when something is not a number."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    with np.errstate(invalid="ignore"):  # −∞ − (−∞), where both are −∞
+        difference = np.where(actual == expected, 0, np.abs(actual - expected))
+    limit = np.broadcast_to(limit, difference.shape)
+    shares = np.divide(difference, limit, out=np.where(difference == 0, 0.0, np.inf), where=limit > 0)
+    shares[np.isnan(difference)] = np.nan
+    return float(shares.max(initial=0.0))
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    """Whether two trees of arrays agree in every type, shape and bit."""
+    ours, theirs = named_leaves(a), named_leaves(b)
+    return ours.keys() == theirs.keys() and all(
+        x.dtype == theirs[name].dtype and x.shape == theirs[name].shape and x.tobytes() == theirs[name].tobytes() for name, x in ours.items()
+    )
+
+
+class AttentionLimits(NamedTuple):
+    """For O, LSE and the gradients: how far one computation may be from the exact value."""
+
+    o: ndarray
+    lse: ndarray
+    dq: ndarray
+    dk: ndarray
+    dv: ndarray
+    dbias: TimeBias
+
+
+def bias_size(params: TimeBias, b: ndarray) -> ndarray:
+    """The size of the terms that make up b: those of `exp` may cancel, and a table's neighbours are told apart by log₂, off by its own size."""
+    match params:
+        case ExpBias(alpha, _):
+            return np.abs(alpha).sum(1)[:, None, None]
+        case TableBias(table):
+            return (table.shape[1] * np.abs(table).max(1))[:, None, None]
+        case _:
+            return np.abs(b)
+
+
+def attention_limits(p: Problem, cache: AttentionCache, eps: float = EPS) -> AttentionLimits:
+    """Limits of one computation of `p`, from the probabilities in `cache`; two computations may differ by twice as much.
+
+    A score is a sum of D products and a bias of a few roundings; what is exponentiated is a difference of scores, rounded to their size.
+    An error ε of the exponents is a relative error of 2ε of the probabilities; the sum over T_k keys and an online softmax add 3 roundings a key.
+    """
+    q, k, v, read, prob, mask, _, bias_cache, groups = cache
+    width, keys, scale = q.shape[-1], k.shape[-2], q.shape[-1] ** -0.5
+    s, _, _ = scores(q, k, p.at_q, p.at_k, p.bias, p.time, p.causal, p.window)
+    products = np.where(read, np.abs(q) @ np.abs(k).swapaxes(-1, -2) * scale, 0)
+    s = np.where(read, s, 0)
+    exponent = (width / 2 + 3) * products + 8 * bias_size(p.bias, s) + 3 * np.abs(s).max(-1, keepdims=True, initial=0)
+    exponent = exponent.max(-1, keepdims=True, initial=0) * eps
+    r = 2 * exponent + (3 * keys + 10) * eps
+    dropped = prob * mask
+    o_size = dropped @ np.abs(v)
+    some = read.any(-1)
+    lse = np.where(some, exponent[..., 0] + (3 * keys + 6) * eps + eps * np.abs(s).max(-1, initial=0), 0)
+
+    # the gradients with all terms positive: each G_ij is off by 2r (P, and O in the bracket) and the sums over D
+    dlse = 0 if p.dlse is None else np.abs(p.dlse)[..., None]
+    g = prob * (mask * (np.abs(p.do) @ np.abs(v).swapaxes(-1, -2)) + (np.abs(p.do) * o_size).sum(-1, keepdims=True) + dlse)
+    per_entry = 2 * r + (width + keys + 10) * eps
+    dq = (g * per_entry) @ np.abs(k) * scale
+    dk = (g * (per_entry + q.shape[2] * eps)).swapaxes(-1, -2) @ np.abs(q) * scale
+    dv = (dropped * (r + (q.shape[2] + 4) * eps)).swapaxes(-1, -2) @ np.abs(p.do)
+    pairs = q.shape[0] * q.shape[2] * keys
+    dbias = bias_gradient_size(g * (per_entry + (pairs + 20) * eps), bias_cache)
+    if isinstance(p.bias, (ExpBias, TableBias)):  # coefficients off by a few eps of 1, not of themselves
+        few = 8 * eps * g.sum((0, 2, 3))[:, None] * (1 + bias_size(p.bias, s).reshape(-1, 1))
+        dbias = tree_map(lambda size: size + few, dbias)
+
+    def summed(x: ndarray) -> ndarray:
+        return x.reshape(x.shape[0], groups, -1, *x.shape[2:]).sum(2)
+
+    return AttentionLimits(r * o_size, lse, dq, summed(dk), summed(dv), dbias)
+
+
+def bias_gradient_size(g: ndarray, bias_cache: Any) -> TimeBias:
+    """Σ |G| |∂b/∂parameter|. For each parameter ∂b/∂parameter has one sign for all Δ, so the gradient of positive G has no cancellation."""
+    return tree_map(np.abs, time_bias_backward(np.broadcast_to(g, g.shape), bias_cache))
+
+
+def worst_share(actual: Any, expected: Any, limit: Any, times: float = 2) -> float:
+    """The largest share over the leaves of two trees; `times` is 2 where both sides are rounded."""
+    shares = tree_map(lambda a, e, l: np.asarray(share(a, e, times * l)), actual, expected, limit)
+    return float(np.max([*named_leaves(shares).values(), np.zeros(())]))
+
+
+def sensitivity(f: Callable[[Any], Any], weights: Any, seed: int = 0) -> Any:
+    """For each leaf of f(weights): how much it moves, at most, for each unit of relative change in the weights.
+
+    A rounded product x W is the exact one of x and a W that is off by (number of terms)·eps/2 (backward error, Higham 2002, §3.5), so a network
+    evaluated in another order is a network with slightly other weights. What that does to the result, through norms, softmax and gates, is measured
+    here by moving all weights at once by ±2⁻²⁶, in four random directions; at this size neither curvature nor rounding is seen.
+    """
+    rng, step = np.random.default_rng(seed), 2.0**-26
+    base, moved = f(weights), []
+    for _ in range(4):
+        shaken = tree_map(lambda a: a * (1 + step * rng.choice([-1.0, 1.0], a.shape)), weights)
+        moved.append(tree_map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(initial=0.0) / step, f(shaken), base))
+    return tree_map(lambda *each: np.asarray(np.max(each)), *moved)
+
+
