@@ -4,18 +4,29 @@ A backend computes; everything above it (data, training, generation, the command
 give the parameters of `ttr_ref.model`, so a checkpoint written with one is read with any other.
 """
 
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 from numpy import ndarray
 
-from ttr_ref.config import ModelConfig, TrainConfig
+from ttr_ref.config import ModelConfig, TimeHeadOrder, TrainConfig
 from ttr_ref.dropout import DropoutKey
-from ttr_ref.model import ModelParams, compute_copy, decode_start, loss_backward, loss_forward, model_decode, model_forward
-from ttr_ref.next_event import Batch, EventNats
+from ttr_ref.model import ModelParams, compute_copy, decode_start, loss_backward, loss_forward, model_decode
+from ttr_ref.next_event import Batch, gaps
+from ttr_ref.time_head import mixture_quantile
 
 BackendName = Literal["reference"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+
+
+class Prediction(NamedTuple):
+    """Of N targets, in one order: −ln p of token and gap, the gap, the median of its predicted density (None where there is none)."""
+
+    order: TimeHeadOrder
+    token_nats: ndarray
+    time_nats: ndarray | None
+    gap: ndarray
+    median_gap: ndarray | None
 
 
 class Backend(Protocol):
@@ -26,11 +37,8 @@ class Backend(Protocol):
     ) -> tuple[float, ModelParams]:
         """(mean loss, gradients of loss_scale times it)."""
 
-    def event_nats(self, params: ModelParams, batch: Batch, config: ModelConfig) -> list[EventNats]:
-        """Nats of every target in every order, without dropout."""
-
-    def states(self, params: ModelParams, batch: Batch, config: ModelConfig) -> ndarray:
-        """The normed states z (B, T, E), without dropout."""
+    def predict(self, params: ModelParams, batch: Batch, config: ModelConfig, with_medians: bool) -> list[Prediction]:
+        """What is expected of every target in every order, without dropout."""
 
     def decode_start(self, params: ModelParams, config: ModelConfig, rows: int, time_dtype: type[np.int64] | type[np.float64]) -> Any:
         """The state of decoding before the first token: weights and empty rings."""
@@ -49,11 +57,13 @@ class ReferenceBackend:
         loss, _, cache = loss_forward(params, batch, config, key, train.z_loss, train.time_weight, None, train.checkpointing)
         return float(loss), loss_backward(loss_scale, cache)
 
-    def event_nats(self, params: ModelParams, batch: Batch, config: ModelConfig) -> list[EventNats]:
-        return loss_forward(params, batch, config)[1]
-
-    def states(self, params: ModelParams, batch: Batch, config: ModelConfig) -> ndarray:
-        return model_forward(compute_copy(params, config), batch.tokens, batch.at, config)[0]
+    def predict(self, params: ModelParams, batch: Batch, config: ModelConfig, with_medians: bool) -> list[Prediction]:
+        _, nats, cache = loss_forward(params, batch, config)
+        predictions = []
+        for n, kept in zip(nats, cache.next_event.orders, strict=True):
+            median = mixture_quantile(kept.time.mixture, 0.5) if with_medians and kept.time is not None else None
+            predictions.append(Prediction(n.order, n.token, n.time, gaps(batch), median))
+        return predictions
 
     def decode_start(self, params: ModelParams, config: ModelConfig, rows: int, time_dtype: type[np.int64] | type[np.float64]) -> Any:
         return compute_copy(params, config), decode_start(config, rows, time_dtype)

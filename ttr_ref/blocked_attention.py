@@ -7,7 +7,8 @@ what was gathered before is then rescaled by e^(m − m′):
     m′ = max(m, max_j S_ij),   l ← l e^(m−m′) + Σ_j e^(S_ij−m′),   acc ← acc e^(m−m′) + Σ_j e^(S_ij−m′) v_j
     at the end  O = acc / l,  LSE = m + ln l
 
-Backward (FlashAttention-2, Dao 2023, arXiv:2307.08691, alg. 2) needs no running quantities: LSE is known, so each tile's P = e^(S − LSE) is recomputed.
+Backward (FlashAttention-2, Dao 2023, arXiv:2307.08691, alg. 2) needs no running quantities: LSE is known, so each tile's P = e^(S − LSE) is
+recomputed.
 This is the page to read before the fast kernels; they do the same with registers in place of arrays.
 """
 

@@ -1,7 +1,7 @@
 """Token embedding: row `token` of a table, times √E (Vaswani et al. 2017, arXiv:1706.03762, §3.4).
 
-The table also makes the logits, z Wᵀ, for which entries of size 1/√E are right; the factor brings what enters the first block to size 1, the size of the time
-features it meets there. The gradient of a row is the sum over the places that looked it up.
+The table also makes the logits, z Wᵀ, for which entries of size 1/√E are right; the factor brings what enters the first block to size 1, the
+size of the time features it meets there. The gradient of a row is the sum over the places that looked it up.
 """
 
 import numpy as np

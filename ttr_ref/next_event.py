@@ -5,8 +5,9 @@ The joint density of the next token k and the next gap g factorises either way,
     token_then_time:   p(k | past) · p(g | past, k)       the time head's state gets the embedding of k added
     time_then_token:   p(g | past) · p(k | past, g)       the token's state becomes z + geglu(rms_norm(z + time2vec(t_{i+1})))
 
-and −ln of it is the sum of both parts. (Adding the features of t_{i+1} to the logits' state alone would make hour and place independent factors; like in a block they enter
-before a norm and a gated feed-forward, where they can meet, and the residual stays clean.) "both" trains the mean of the two on one trunk. Without a time head tokens see only the past and times are not predicted.
+and −ln of it is the sum of both parts. (Adding the features of t_{i+1} to the state of the logits alone would make hour and token independent
+factors; as in a block they enter before a norm and a gated feed-forward, where they can meet, and the residual stays clean.) "both" trains the
+mean of the two on one trunk. Without a time head tokens see only the past and times are not predicted.
 """
 
 from typing import NamedTuple

@@ -6,7 +6,7 @@
 | linear | −s Δ/unit, s = softplus(a) | ALiBi (Press et al. 2022, arXiv:2108.12409) in time instead of position |
 | log | −s ln(1 + Δ/c), s = softplus(a), c = e^ρ | a power law: attention fades like (1 + Δ/c)^−s |
 | exp | Σ_m α_m e^(−β_m Δ), β_m = e^(λ_m) | the kernels of a Hawkes process (Hawkes 1971): recent events excite or inhibit |
-| table | (1 − f) T[k] + f T[k+1], u = log₂(1 + Δ/c₀), k = ⌊u⌋, f = u − k | any shape: T5's log-spaced buckets (Raffel et al. 2020) joined by straight lines |
+| table | (1 − f) T[k] + f T[k+1], u = log₂(1 + Δ/c₀), k = ⌊u⌋, f = u − k | any shape: T5's buckets (Raffel et al. 2020) joined by lines |
 
 Parameters belong to a head. Δ ≥ 0 is in the unit of the data. Since every kind is built from +, ·, ln and exp, its derivative is read off
 term by term; G = ∂L/∂b below. A new kind is one NamedTuple and one branch in each of the three functions.
@@ -85,7 +85,9 @@ def knots(delta: Float[ndarray, "*shape"], c0: float, count: int) -> tuple[ndarr
     return k, u - k.astype(u.dtype)
 
 
-def time_bias_forward(delta: Float[ndarray, "B T_q T_k"], params: TimeBias, time: TimeConfig) -> tuple[Inexact[ndarray, "B _ T_q T_k"], TimeBiasCache]:
+def time_bias_forward(
+    delta: Float[ndarray, "B T_q T_k"], params: TimeBias, time: TimeConfig
+) -> tuple[Inexact[ndarray, "B _ T_q T_k"], TimeBiasCache]:
     """b (B, H, T_q, T_k) of every Δ; for no bias (B, 1, T_q, T_k) zeros."""
     d = delta[:, None]
     match params:
@@ -145,8 +147,8 @@ def inverse_softplus(s: Float64[ndarray, "*shape"]) -> Float64[ndarray, "*shape"
 
 
 def time_bias_init(config: BlockConfig) -> TimeBias:
-    """Heads start with different reaches, as ALiBi's do: slopes 4 · 2^(−8h/H) for h = 0 … H − 1, so that the first sees little but the present and the last
-    nearly everything alike; scales of time spread from the shortest gap to the span. exp and table start at zero, that is without bias.
+    """Heads start with different reaches, as ALiBi's do: slopes 4 · 2^(−8h/H) for h = 0 … H − 1, so that the first sees little but the present
+    and the last nearly everything alike; scales of time spread from the shortest gap to the span. exp and table start at zero: no bias.
     """
     heads, time = config.heads, config.time
     slopes = 4 * 2.0 ** (-8 * np.arange(heads) / heads)

@@ -16,7 +16,7 @@ def tree_map(f: Callable[..., Any], tree: Tree, *others: Any) -> Tree:
     return named_tree_map(lambda _, *leaves: f(*leaves), tree, *others)
 
 
-def named_tree_map(f: Callable[..., Any], tree: Tree, *others: Any, name: str = "") -> Tree:
+def named_tree_map(f: Callable[..., Any], tree: Any, *others: Any, name: str = "") -> Any:
     """The tree of f(name, leaf, other leaves at the same place).
 
     Raises ValueError if a tuple has another length elsewhere.

@@ -1,0 +1,90 @@
+"""Options that several commands share, and the model that they describe."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ttr_fast.data.sequences import EventSequences
+from ttr_fast.data.time_text import TimeUnit
+from ttr_fast.errors import UserError
+from ttr_ref.config import BiasKind, BlockConfig, DropoutConfig, ModelConfig, RopeKind, TimeConfig, TimeHeadConfig, TimeHeadOrder
+from ttr_ref.float_dtype import FloatDType
+
+DTypeName = Literal["f64", "f32", "bf16", "f16"]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of the CSV are read, and the unit of its times."""
+
+    entity: str = "entity"
+    """Column that says whose event it is."""
+    time: str = "time"
+    """Column with the time of the event."""
+    token: str = "token"
+    """Column with what happened."""
+    time_unit: TimeUnit = "s"
+    """UNIX seconds, UNIX milliseconds, or ISO 8601 with a zone."""
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Sizes of the network, and what it does with time."""
+
+    layers: int = 2
+    embed_dim: int = 64
+    hidden_dim: int = 128
+    heads: int = 4
+    kv_heads: int | None = None
+    """Heads of keys and values; as many as heads if not given."""
+    window: int | None = 64
+    """How many events a query sees, itself included; also the size of the ring buffer."""
+    rope: RopeKind = "position"
+    with_time: bool = True
+    """Without time the model sees the order of events alone: no Time2Vec, no Δt bias, no next-time head."""
+    time_bias: BiasKind = "log"
+    components: int = 8
+    """Log-normals in the mixture for the next gap."""
+    order: TimeHeadOrder = "both"
+    dropout: DropoutConfig = field(default_factory=lambda: DropoutConfig(ff=0.2, block=0.2))
+    dtype: DTypeName = "f32"
+    """Storage of activations and of the weights that are computed with."""
+
+    def config(self, vocab_size: int, time: TimeConfig) -> ModelConfig:
+        """The model's configuration. Raises UserError for sizes that do not fit together."""
+        try:
+            block = BlockConfig(
+                self.embed_dim,
+                self.hidden_dim,
+                self.heads,
+                self.kv_heads,
+                window=self.window,
+                rope=self.rope if self.with_time else "position",
+                time2vec=self.with_time,
+                time_bias=self.time_bias if self.with_time else "none",
+                time=time,
+                dropout=self.dropout,
+                float_dtype=FloatDType(self.dtype),
+            )
+            head = TimeHeadConfig(self.components, self.order) if self.with_time else None
+            return ModelConfig(vocab_size, self.layers, block, time_head=head)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+
+def check_unused(folder: Path) -> Path:
+    """The folder for a new run. Raises UserError if something is there already: nothing is ever overwritten."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: there is something already; name another folder with --out")
+    return folder
+
+
+def free_folder(name: str) -> Path:
+    """runs/NAME, or runs/NAME-2, -3, … : the first that does not exist."""
+    candidates = (Path("runs") / (name if n == 1 else f"{name}-{n}") for n in range(1, 10_000))
+    return next(folder for folder in candidates if not folder.exists())
+
+
+def describe(events: EventSequences) -> str:
+    """One line about a set of events."""
+    return f"{events.tokens.size:,} events of {events.n_sequences:,} entities, {len(events.vocabulary)} kinds of token"

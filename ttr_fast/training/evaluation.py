@@ -1,0 +1,47 @@
+"""How well a model foresees events it was not trained on."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy import ndarray
+
+from ttr_fast.data.batches import evaluation_batches
+from ttr_fast.data.sequences import EventSequences
+from ttr_fast.model import Backend, Prediction
+from ttr_ref.config import ModelConfig, TimeHeadOrder
+from ttr_ref.model import ModelParams
+
+
+class OrderResult(NamedTuple):
+    """Means over all held-out events, in one order of token and time; the last two are None without a time head."""
+
+    order: TimeHeadOrder
+    token_nats: float
+    time_nats: float | None
+    """Of the gap's density in the data's own unit of time."""
+    median_time_error: float | None
+    """Median of |gap − the predicted density's median|, in the data's unit; None where it was not asked for."""
+
+
+def evaluate(backend: Backend, params: ModelParams, events: EventSequences, config: ModelConfig, with_errors: bool = False) -> list[OrderResult]:
+    """One result for each order. with_errors finds the median of every predicted density, which takes longer than all the rest."""
+    parts: dict[TimeHeadOrder, list[Prediction]] = {}
+    for batch in evaluation_batches(events):
+        for prediction in backend.predict(params, batch, config, with_errors):
+            parts.setdefault(prediction.order, []).append(prediction)
+    return [
+        OrderResult(
+            order,
+            float(np.mean(np.concatenate([p.token_nats for p in predictions]))),
+            average(np.mean, [p.time_nats for p in predictions]),
+            average(np.median, [None if p.median_gap is None else np.abs(p.gap - p.median_gap) for p in predictions]),
+        )
+        for order, predictions in parts.items()
+    ]
+
+
+def average(kind: Callable[[ndarray], float], parts: list[ndarray | None]) -> float | None:
+    """The mean or median over all parts; None if there is nothing."""
+    given = [p for p in parts if p is not None]
+    return float(kind(np.concatenate(given))) if given else None

@@ -1,0 +1,121 @@
+"""Pictures of a run, as PNG files: how it learned, and what it learned about time."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy import ndarray
+
+from ttr_ref.config import BlockConfig
+from ttr_ref.model import ModelParams
+from ttr_ref.time2vec import TURN
+from ttr_ref.time_bias import NoBias, TimeBias, time_bias_forward, time_bias_init
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SCALES = (("1 min", 60.0), ("1 h", 3600.0), ("1 day", 86_400.0), ("1 week", 604_800.0), ("30 days", 2_592_000.0), ("1 year", 31_556_952.0))
+
+
+LEAST_BIAS = -12.0
+"""A score this much lower gets less than 1/100,000 of the weight; what lies below is not drawn."""
+
+
+def new_figure(width: float, height: float, columns: int = 1) -> tuple["Figure", list["Axes"]]:
+    """A figure that needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, columns, squeeze=False, sharey=columns > 1)
+    for axis in axes[0]:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    return figure, list(axes[0])
+
+
+def plot_loss(path: Path, metrics: Sequence[dict[str, Any]], baselines: dict[str, float]) -> None:
+    """Nats per token: each run's held-out curves in each order, and the count models as lines across."""
+    figure, (axis,) = new_figure(7, 4.2)
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for m in metrics:
+        if m["kind"] == "held_out":
+            given = ", given the next time" if m["order"] == "time_then_token" else ""
+            curves.setdefault(m["run"] + given, []).append((m["step"], m["token_nats"]))
+    for label, points in curves.items():
+        axis.plot(*zip(*points, strict=True), marker="o", label=label)
+    for label, nats in baselines.items():
+        axis.axhline(nats, color="0.6", linestyle="--", linewidth=1)
+        axis.annotate(label, (0.99, nats), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.4")
+    axis.set(xlabel="step", ylabel="held-out nats per next token", title="What time buys")
+    axis.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def plot_training(path: Path, metrics: Sequence[dict[str, Any]]) -> None:
+    """The training loss of each run, step by step and smoothed. The losses of runs with and without a time head count different things."""
+    runs = list(dict.fromkeys(m["run"] for m in metrics))
+    figure, axes = new_figure(4.2 * len(runs), 3.8, len(runs))
+    for axis, run in zip(axes, runs, strict=True):
+        loss = np.array([m["loss"] for m in metrics if m["run"] == run and m["kind"] == "step"])
+        axis.plot(np.arange(1, loss.size + 1), loss, alpha=0.3)
+        width = min(20, loss.size)
+        axis.plot(np.arange(width, loss.size + 1), np.convolve(loss, np.full(width, 1 / width), "valid"), color="C0")
+        axis.set(xlabel="step", title=run)
+        axis.tick_params(labelleft=True)
+    axes[0].set_ylabel("training loss")
+    figure.savefig(path, dpi=130)
+
+
+def plot_time_bias(path: Path, params: ModelParams, config: BlockConfig) -> None:
+    """Learned b_h(Δ) of every block and head against Δ on a logarithmic axis; dashed, where it started."""
+    time = config.time
+    delta = np.geomspace(time.shortest, time.span, 300)
+
+    def curves(bias: TimeBias) -> ndarray:
+        return time_bias_forward(delta[None, None], bias, time)[0][0, :, 0]
+
+    figure, axes = new_figure(4.2 * len(params.blocks), 3.8, len(params.blocks))
+    for layer, (axis, block) in enumerate(zip(axes, params.blocks, strict=True)):
+        if isinstance(block.attention.time_bias, NoBias):
+            continue
+        for head, (b, before) in enumerate(zip(curves(block.attention.time_bias), curves(time_bias_init(config)), strict=True)):
+            axis.plot(delta, b, color=f"C{head}", label=f"head {head}")
+            axis.plot(delta, before, color=f"C{head}", linestyle="--", linewidth=1, alpha=0.6)
+        axis.set_xscale("log")
+        axis.set(title=f"block {layer}", xlabel="Δ between query and key")
+        axis.set_ylim(bottom=max(axis.get_ylim()[0], LEAST_BIAS))
+        label_time_axis(axis, time.tick_seconds, time.shortest, time.span)
+    axes[0].set_ylabel("added to the score")
+    axes[-1].legend(frameon=False, fontsize="small")
+    figure.savefig(path, dpi=130)
+
+
+def plot_time2vec(path: Path, params: ModelParams, config: BlockConfig) -> None:
+    """The period of every Time2Vec feature, against how strongly the block's norm lets it through."""
+    time = config.time
+    figure, (axis,) = new_figure(7, 3.8)
+    for layer, block in enumerate(params.blocks):
+        if block.time2vec is None:
+            continue
+        omega = np.abs(block.time2vec.omega[1:])
+        turning = omega > TURN * time.unit / (100 * time.span)  # what turns less than 1/100 over the span is a constant
+        period = TURN * time.unit / omega[turning]
+        axis.scatter(period, np.abs(block.norm_attention[1:][turning]), label=f"block {layer}", alpha=0.7)
+    axis.set_xscale("log")
+    axis.set(xlabel="period", ylabel="|weight| in the norm", title="Time2Vec after training")
+    label_time_axis(axis, time.tick_seconds, time.shortest, 100 * time.span)
+    axis.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def label_time_axis(axis: "Axes", tick_seconds: float | None, low: float, high: float) -> None:
+    """Ticks at a minute, an hour, a day … where times are calendar times."""
+    if tick_seconds is None:
+        return
+    shown: Iterable[tuple[str, float]] = [(name, s / tick_seconds) for name, s in SCALES if low <= s / tick_seconds <= high]
+    axis.set_xticks([at for _, at in shown], labels=[name for name, _ in shown], rotation=30)
+    axis.minorticks_off()
