@@ -7,7 +7,7 @@
 η is the scheduled rate. ρ is a leaf's own share of it, 1 but for frequencies: see `model.learning_rate_shares`.
 """
 
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -17,33 +17,34 @@ from .tree import leaves_of, tree_map
 Params = TypeVar("Params")
 
 
-class AdamWState(NamedTuple, Generic[Params]):
-    """First and second moments, shaped like the parameters, and the number of steps taken."""
+class AdamWState(NamedTuple):
+    """First and second moments, trees shaped like the parameters, and the number of steps taken."""
 
-    m: Params
-    v: Params
-    count: int
+    m: Any
+    v: Any
+    steps: int
 
 
-def adamw_init(params: Params) -> AdamWState[Params]:
+def adamw_init(params: Params) -> AdamWState:
     """No step taken yet."""
     return AdamWState(tree_map(np.zeros_like, params), tree_map(np.zeros_like, params), 0)
 
 
 def adamw_step(
-    params: Params, grads: Params, state: AdamWState[Params], learning_rate: float, decays: Params, shares: Params, config: TrainConfig
-) -> tuple[Params, AdamWState[Params]]:
+    params: Params, grads: Params, state: AdamWState, learning_rate: float, decays: Params, shares: Params, config: TrainConfig
+) -> tuple[Params, AdamWState]:
     """(new parameters, new state). `decays` and `shares` are trees of floats: which leaves decay (0 or 1), and ρ."""
-    count = state.count + 1
+    steps = state.steps + 1
+    grads = tree_map(lambda theta, g: g.astype(theta.dtype), params, grads)  # what float64 phases give to float32 parameters
     m = tree_map(lambda m, g: config.beta1 * m + (1 - config.beta1) * g, state.m, grads)
     v = tree_map(lambda v, g: config.beta2 * v + (1 - config.beta2) * g * g, state.v, grads)
-    correct1, correct2 = 1 - config.beta1**count, 1 - config.beta2**count
+    correct1, correct2 = 1 - config.beta1**steps, 1 - config.beta2**steps
 
     def moved(theta: np.ndarray, m: np.ndarray, v: np.ndarray, decay: float, share: float) -> np.ndarray:
         step = (m / correct1) / (np.sqrt(v / correct2) + config.adam_eps)
         return theta - learning_rate * share * step - learning_rate * config.weight_decay * decay * theta
 
-    return tree_map(moved, params, m, v, decays, shares), AdamWState(m, v, count)
+    return tree_map(moved, params, m, v, decays, shares), AdamWState(m, v, steps)
 
 
 def global_norm(grads: Params) -> float:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .float_dtype import FloatDType
+from .gradient_checkpointing import blocks_per_checkpoint
 
 BiasKind = Literal["none", "linear", "log", "exp", "table"]
 RopeKind = Literal["position", "time", "split"]
@@ -181,4 +182,5 @@ class TrainConfig:
             _require(0 <= getattr(self, name) < 1, f"TrainConfig: {name} must be in [0, 1), got {getattr(self, name)}")
         for name in ("warmup", "weight_decay", "z_loss", "time_weight"):
             _require(getattr(self, name) >= 0, f"TrainConfig: {name} must not be negative, got {getattr(self, name)}")
+        blocks_per_checkpoint(self.checkpointing)
         _require(0 <= self.seed < 2**32, f"TrainConfig: seed must be in [0, 2³²), got {self.seed}")

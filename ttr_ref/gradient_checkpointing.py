@@ -38,7 +38,7 @@ def blocks_per_checkpoint(mode: str) -> int:
         return int(mode == "block")
     head, _, count = mode.partition(":")
     if head != "every" or not count.isdecimal() or int(count) < 1:
-        raise ValueError(f'checkpointing must be "none", "block" or "every:k" with k ≥ 1, got "{mode}"')
+        raise ValueError(f"checkpointing must be none, block or every:k with k of at least 1, got {mode!r}")
     return int(count)
 
 

@@ -2,7 +2,7 @@
 
 Token n of a row lies in slot n mod W, over token n − W, which no later query may read when the window is W. So slot s holds
 
-    n(s) = last − ((last − s) mod W),   last = count − 1,
+    n(s) = last − ((last − s) mod W),   last = seen − 1,
 
 and nothing yet when that is negative. Attention is told each slot's position and need not know in which order the slots lie.
 Keys are stored already rotated: the rotary angle is absolute, only its difference enters a score.
@@ -24,7 +24,7 @@ class KVRing(NamedTuple):
     k: Shaped[ndarray, "B G W D"]
     v: Shaped[ndarray, "B G W D"]
     time: Num[ndarray, "B W"]
-    count: Int64[ndarray, "B"]
+    seen: Int64[ndarray, "B"]
 
     @property
     def window(self) -> int:
@@ -44,20 +44,20 @@ def kv_ring_append(
     ring: KVRing, k: Inexact[ndarray, "B G D"], v: Inexact[ndarray, "B G D"], time: Num[ndarray, "B"], dtype: FloatDType
 ) -> KVRing:
     """The ring after one more token in every row."""
-    rows, slot = np.arange(ring.count.size), ring.count % ring.window
+    rows, slot = np.arange(ring.seen.size), ring.seen % ring.window
     new_k, new_v, new_time = ring.k.copy(), ring.v.copy(), ring.time.copy()
     new_k[rows, :, slot], new_v[rows, :, slot], new_time[rows, slot] = to_storage(k, dtype), to_storage(v, dtype), time
-    return KVRing(new_k, new_v, new_time, ring.count + 1)
+    return KVRing(new_k, new_v, new_time, ring.seen + 1)
 
 
 def kv_ring_timeline(ring: KVRing) -> Timeline:
     """Where and when the token in each slot stands; row b is document b."""
-    last = ring.count[:, None] - 1
+    last = ring.seen[:, None] - 1
     position = last - (last - np.arange(ring.window)) % ring.window
-    document = np.where(position >= 0, np.arange(ring.count.size)[:, None], PADDING)
+    document = np.where(position >= 0, np.arange(ring.seen.size)[:, None], PADDING)
     return Timeline(document, position, ring.time)
 
 
 def kv_ring_next(ring: KVRing, time: Num[ndarray, "B"]) -> Timeline:
     """Where and when the next token of each row will stand."""
-    return Timeline(np.arange(ring.count.size)[:, None], ring.count[:, None], time[:, None])
+    return Timeline(np.arange(ring.seen.size)[:, None], ring.seen[:, None], time[:, None])

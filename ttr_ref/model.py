@@ -83,7 +83,7 @@ def model_init(config: ModelConfig, seed: int) -> ModelParams:
     def feed_forward() -> FeedForwardGegluParams:
         return FeedForwardGegluParams(matrix(e, 2 * f), matrix(f, e, into_residual))
 
-    embedding = matrix(e, config.vocab_size).T
+    embedding = rng.standard_normal((config.vocab_size, e)) / np.sqrt(e)
     blocks = tuple(
         TransformerBlockParams(
             time2vec_init(e, block.time) if block.time2vec else None,

@@ -20,6 +20,8 @@ from .float_dtype import at_precision_of
 from .linear import linear_backward
 
 HALF_LN_TURN = 0.5 * math.log(2 * math.pi)
+NARROWEST = 0.1
+"""A component starts at least this wide (σ), also where all gaps are alike."""
 
 
 class MixtureParams(NamedTuple):
@@ -112,5 +114,5 @@ def mixture_quantile(mixture: Mixture, probability: float) -> Float64[ndarray, "
 def mixture_init(features: int, components: int, time: TimeConfig, rng: np.random.Generator) -> MixtureParams:
     """Equal weights, medians spaced geometrically from the shortest gap to the span, each as wide as its distance to the next."""
     mu, distance = np.linspace(np.log(time.shortest), np.log(time.span), components + 2, retstep=True)
-    s = np.full(components, np.log(distance))
+    s = np.full(components, np.log(max(distance, NARROWEST)))
     return MixtureParams(0.02 * rng.standard_normal((features, 3 * components)), np.concatenate([np.zeros(components), mu[1:-1], s]))

@@ -2,15 +2,14 @@
 
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from ttr_fast.commands.generate import print_events
 from ttr_fast.commands.options import ModelOptions, check_unused, describe, free_folder
-from ttr_fast.commands.report import Row, save_plots, table
+from ttr_fast.commands.report import Row, save_plots, save_results, table
 from ttr_fast.data.event_csv import read_events
 from ttr_fast.data.flights import flights_path
 from ttr_fast.data.measures import measured_time
@@ -90,15 +89,15 @@ class Command:
         rows = table_rows(baselines, results, log_normal_baseline(training, held_out, measured.resolution))
         aircraft, decoded, really = decode_future(backend, state.params, model, held_out, self.seed)
         seconds = time.perf_counter() - started
+        flights = [{"time": e.time, "destination": events.vocabulary[e.token]} for e in decoded]
+        found = save_results(folder, rows, seed=self.seed, seconds=round(seconds, 1), aircraft=aircraft, decoded=flights)
         if self.json:
-            flights = [{"time": e.time, "destination": events.vocabulary[e.token]} for e in decoded]
-            shown = {"seconds": round(seconds, 1), "folder": str(folder), "held_out": [asdict(r) for r in rows]}
-            print(msgspec.json.encode(shown | {"aircraft": aircraft, "decoded": flights}).decode())
+            print(found.decode())
             return
         print(f"\n{table(rows, measured.tick_seconds)}\n")
         print("Nats of the time are those of a density per second. The last row's token knows when the next departure is.\n")
         print_future(aircraft, decoded, really, events.vocabulary, measured)
-        print(f"\nCheckpoints, metrics and plots are in {folder}; it took {seconds:.0f} s. More of the same aircraft:")
+        print(f"\nCheckpoints, metrics, results and plots are in {folder}; it took {seconds:.0f} s. More of the same aircraft:")
         print(f"  ttr generate {folder}/with_time/checkpoint --data {flights_path()} --entity {aircraft} --events 10")
 
 

@@ -1,8 +1,12 @@
 """What a finished run shows: the table of held-out nats, and the plots."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
+
+from ttr_fast.training.checkpoint import replace_file
 from ttr_fast.training.evaluation import OrderResult
 from ttr_fast.training.loop import MetricsFile
 from ttr_fast.training.plots import plot_loss, plot_time2vec, plot_time_bias, plot_training
@@ -46,6 +50,13 @@ def model_rows(name: str, results: list[OrderResult]) -> list[Row]:
         return [Row(name, results[0].token_nats)]
     given = {"token_then_time": " (time given the token)", "time_then_token": " (token given the time)"}
     return [Row(name + given[r.order], r.token_nats, r.time_nats, r.median_time_error) for r in results]
+
+
+def save_results(folder: Path, rows: list[Row], **more: Any) -> bytes:
+    """results.json: the table and what else the run found; given back for --json."""
+    content = msgspec.json.encode({"held_out": [asdict(r) for r in rows], "folder": str(folder)} | more)
+    replace_file(folder / "results.json", msgspec.json.format(content, indent=2))
+    return content
 
 
 def save_plots(folder: Path, metrics: MetricsFile, baselines: dict[str, float], params: ModelParams, config: ModelConfig) -> list[Path]:

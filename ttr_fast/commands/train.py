@@ -1,13 +1,11 @@
 """`ttr train`: a CSV of timed events in, a model out."""
 
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
 from ttr_fast.commands.options import Columns, ModelOptions, check_unused, describe, free_folder
-from ttr_fast.commands.report import Row, model_rows, save_plots, table
+from ttr_fast.commands.report import Row, model_rows, save_plots, save_results, table
 from ttr_fast.data.event_csv import read_events
 from ttr_fast.data.measures import measured_time
 from ttr_fast.data.split import split_by_entity
@@ -16,7 +14,7 @@ from ttr_fast.training.baselines import bigram_nats, log_normal_baseline, majori
 from ttr_fast.training.checkpoint import CheckpointConfig, Source, save_checkpoint
 from ttr_fast.training.evaluation import evaluate
 from ttr_fast.training.loop import MetricsFile, train
-from ttr_ref.config import TrainConfig
+from ttr_ref.config import TimeConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,7 @@ class Command:
     def run(self) -> None:
         """Read, train, measure, save."""
         folder = check_unused(self.out) if self.out else free_folder("train")
+        self.model.config(vocab_size=1, time=TimeConfig())  # sizes that do not fit together are told before anything is read
         c = self.columns
         events = read_events(self.data, entity=c.entity, time=c.time, token=c.token, time_unit=c.time_unit, sort=self.sort)
         training, held_out = split_by_entity(events, self.held_out)
@@ -70,8 +69,5 @@ class Command:
         if config.time_head is not None:
             rows.append(Row("log-normal of all gaps", None, *log_normal_baseline(training, held_out, time.resolution)))
         rows += model_rows("model", evaluate(backend, state.params, held_out, config, with_errors=True))
-        if self.json:
-            print(msgspec.json.encode({"folder": str(folder), "held_out": [asdict(r) for r in rows]}).decode())
-        else:
-            print(table(rows, time.tick_seconds))
-            print(f"\ncheckpoint, metrics and plots are in {folder}")
+        results = save_results(folder, rows)
+        print(results.decode() if self.json else f"{table(rows, time.tick_seconds)}\n\ncheckpoint, metrics, results and plots are in {folder}")

@@ -104,7 +104,8 @@ class _Rows:
         names = tuple(sorted(self.entity_ids))
         vocabulary = tuple(sorted(self.token_ids)) if self.vocabulary is None else self.vocabulary
         entities = _renumbered(self.entities, self.entity_ids, names)
-        times = np.array(self.times)
+        # the type is named because np.array alone makes `long long` of it, which is not the same to everyone
+        times = np.array(self.times, np.float64) if self.times.typecode == "d" else np.array(self.times, np.int64)
         order = np.lexsort((times, entities))
         tokens = _renumbered(self.tokens, self.token_ids, vocabulary)[order].astype(np.int32)
         offsets = np.concatenate([[0], np.cumsum(np.bincount(entities))])

@@ -17,13 +17,19 @@ def continue_sequence(
 ) -> Iterator[Event]:
     """The next `count` events after a history of tokens and times, one at a time as they are found.
 
-    The cost of an event does not depend on how long the history is. Raises UserError for a model without a window or without times,
-    or an empty history.
+    The cost of an event does not depend on how long the history is. Raises UserError for a model without a window or without times.
     """
     if config.block.window is None:
-        raise UserError("this model was trained without --model.window; decoding with a ring buffer needs one")
-    if tokens.size == 0:
-        raise UserError("there is no event to continue from")
+        raise UserError("this model sees everything before (--model.window None); decoding with a ring buffer needs a window")
+    if config.time_head is None:
+        raise UserError("this model was trained without time and predicts no times; train one with time to generate events")
+    return decoded_events(backend, params, config, tokens, times, count, temperature, seed)
+
+
+def decoded_events(
+    backend: Backend, params: ModelParams, config: ModelConfig, tokens: ndarray, times: ndarray, count: int, temperature: float, seed: int
+) -> Iterator[Event]:
+    """What continue_sequence gives."""
     rng = np.random.default_rng(seed)
     kind = np.int64 if times.dtype == np.int64 else np.float64
     state = backend.decode_start(params, config, 1, kind)

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy import ndarray
 
-from ttr_fast.errors import UserError
 from ttr_ref.config import ModelConfig
 from ttr_ref.model import ModelParams
 from ttr_ref.next_event import TimeHeadParams, next_time_forward
@@ -26,12 +25,11 @@ def sample_event(
     """The event after `last`, whose normed state is z (E,).
 
     A model trained in both orders is asked for the time first: then the token knows the hour. Times are a multiple of the recording
-    resolution after the last, at least one. Raises UserError if the model predicts no times.
+    resolution after the last, at least one. The model has a time head.
     """
     head = params.time_head
-    if head is None or config.time_head is None:
-        raise UserError("this model was trained without time and predicts no times; train one with time to generate events")
-    if "time_then_token" in config.time_head.orders and head.next_time is not None:
+    assert head is not None
+    if head.next_time is not None:
         time = sample_time(z, last.time, head, config, rng)
         at_next = Timeline(np.zeros((1, 1), np.int64), np.full((1, 1), position + 1), np.array([[time]]))
         knowing, _ = next_time_forward(z[None, None], at_next, head.next_time, config.block)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 from ttr_fast.data.time_text import TimeUnit
 from ttr_fast.errors import UserError
@@ -43,7 +44,8 @@ def save_checkpoint(folder: Path, params: ModelParams, config: CheckpointConfig)
     from safetensors.numpy import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    leaves = {name: leaf for name, leaf in named_leaves(params).items() if leaf.size}  # safetensors refuses empty arrays in some versions
+    # safetensors writes an array's memory as it lies, so a transposed one would come back scrambled
+    leaves = {name: np.ascontiguousarray(leaf) for name, leaf in named_leaves(params).items()}
     replace_file(folder / PARAMS, save(leaves))
     replace_file(folder / CONFIG, msgspec.json.format(msgspec.json.encode(config), indent=2))
 
@@ -76,10 +78,8 @@ def load_checkpoint(folder: Path) -> tuple[ModelParams, CheckpointConfig]:
     except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{folder / CONFIG}: not a checkpoint's configuration: {error}") from error
     template = model_init(config.model, seed=0)
-    expected = named_leaves(template)
     try:
         leaves = load((folder / PARAMS).read_bytes())
-        leaves |= {name: leaf for name, leaf in expected.items() if not leaf.size}
         return from_named_leaves(template, leaves), config
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         detail = error.args[0] if isinstance(error, KeyError) else error

@@ -50,7 +50,8 @@ def train(
     tokens = config.rows * config.length
     measured_at = {round(config.steps * (i + 1) / EVALUATIONS) for i in range(EVALUATIONS)}
     refresh = 0.1 if sys.stderr.isatty() else 20.0  # seconds; a log file need not hold every step
-    with tqdm(total=config.steps, desc=label, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=refresh) as bar:
+    # an overflow is what loss scaling waits for, and any other number that is no number is reported below
+    with np.errstate(all="ignore"), tqdm(total=config.steps, desc=label, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=refresh) as bar:
         for step in range(config.steps):
             start = time.perf_counter()
             state, report = train_step(backend, state, training_batch(events, config, step), model, config)

@@ -15,7 +15,7 @@ class TrainState(NamedTuple):
     """All that changes from step to step."""
 
     params: ModelParams
-    optimizer: AdamWState[ModelParams]
+    optimizer: AdamWState
     loss_scale: LossScale
     step: int
 

@@ -1,0 +1,41 @@
+"""A small corpus with a rhythm, and one model trained on it for all tests that need a model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ttr_fast import cli
+
+START = 1_700_000_000
+
+
+def write_events(path: Path, entities: int = 40, events: int = 30) -> Path:
+    """Entities that alternate between a short gap after `a` and a long one after `b`."""
+    rng = np.random.default_rng(7)
+    lines = ["who,when,what"]
+    for e in range(entities):
+        time = START + int(rng.integers(0, 10_000_000))
+        for n in range(events):
+            lines.append(f"e{e:02},{time},{'ab'[n % 2]}")
+            time += int(rng.integers(60, 120)) if n % 2 == 0 else int(rng.integers(40_000, 80_000))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_events(tmp_path_factory.mktemp("corpus") / "events.csv")
+
+
+COLUMNS = ["--columns.entity", "who", "--columns.time", "when", "--columns.token", "what"]
+SMALL = ["--model.embed-dim", "16", "--model.hidden-dim", "16", "--model.heads", "2", "--model.window", "8", "--model.components", "3",
+         "--train.rows", "4", "--train.length", "32", "--train.warmup", "5"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def run_folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished `ttr train`."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    cli.run(["train", "--data", str(corpus), "--out", str(folder), *COLUMNS, *SMALL, "--train.steps", "150", "--train.learning-rate", "0.01"])
+    return folder

@@ -1,0 +1,75 @@
+"""Batches: every event once an epoch, in an order that is a function of seed and step alone, with the right successor."""
+
+import numpy as np
+from hypothesis import given, strategies as st
+
+from ttr_fast.data.batches import evaluation_batches, steps_per_epoch, training_batch
+from ttr_fast.data.sequences import EventSequences
+from ttr_ref.config import TrainConfig
+
+
+def made_of(lengths: list[int]) -> EventSequences:
+    """Sequences whose tokens and times tell where they come from: event n of all has token n and time 10 n."""
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    n = int(offsets[-1])
+    names = tuple(f"e{i:03}" for i in range(len(lengths)))
+    return EventSequences(names, np.arange(n, dtype=np.int32), 10 * np.arange(n, dtype=np.int64), offsets, tuple(map(str, range(n))))
+
+
+LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=8).filter(lambda lengths: max(lengths) > 1)
+
+
+@given(lengths=LENGTHS, rows=st.integers(1, 3), length=st.integers(1, 7), seed=st.integers(0, 99))
+def test_an_epoch_holds_every_transition_once(lengths: list[int], rows: int, length: int, seed: int) -> None:
+    events, config = made_of(lengths), TrainConfig(rows=rows, length=length, seed=seed)
+    targets = sum(lengths) - len(lengths)
+    assert steps_per_epoch(events, config) == targets / (rows * length)
+    seen: list[int] = []
+    step = 0
+    while len(seen) < 2 * targets:
+        batch = training_batch(events, config, step)
+        assert batch.is_target.all()
+        np.testing.assert_array_equal(batch.next_tokens, batch.tokens + 1)
+        np.testing.assert_array_equal(batch.next_times, 10 * batch.next_tokens)
+        np.testing.assert_array_equal(batch.at.time, 10 * batch.tokens)
+        seen += batch.tokens.ravel().tolist()
+        step += 1
+    last_of_sequence = set((events.offsets[1:] - 1).tolist())
+    expected = sorted(set(range(sum(lengths))) - last_of_sequence)
+    assert sorted(seen[:targets]) == sorted(seen[targets : 2 * targets]) == expected
+
+
+@given(lengths=LENGTHS, rows=st.integers(1, 3), length=st.integers(1, 7), step=st.integers(0, 5))
+def test_documents_are_runs_of_one_sequence(lengths: list[int], rows: int, length: int, step: int) -> None:
+    """Neighbouring places share a document exactly when the second follows the first in the same row, and positions count from its start."""
+    batch = training_batch(made_of(lengths), TrainConfig(rows=rows, length=length), step)
+    for tokens, document, position in zip(batch.tokens, batch.at.document, batch.at.position, strict=True):
+        assert position[0] == 0
+        same = np.diff(document) == 0
+        np.testing.assert_array_equal(np.diff(tokens)[same], 1)
+        np.testing.assert_array_equal(position[1:], np.where(same, position[:-1] + 1, 0))
+
+
+def test_order_changes_with_seed_and_epoch_and_not_otherwise() -> None:
+    events = made_of([4] * 12)
+
+    def order(seed: int, step: int) -> list[int]:
+        return training_batch(events, TrainConfig(rows=3, length=12, seed=seed), step).tokens.ravel().tolist()
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(1, 0)
+    assert order(0, 0) != order(0, 1)
+    assert sorted(order(0, 0)) == sorted(order(0, 1)) == sorted(order(1, 0))
+
+
+@given(lengths=LENGTHS, places=st.integers(1, 20))
+def test_evaluation_sees_every_sequence_whole_and_once(lengths: list[int], places: int) -> None:
+    events = made_of(lengths)
+    seen: list[int] = []
+    for batch in evaluation_batches(events, places):
+        assert batch.tokens.shape[0] == 1 or batch.tokens.size <= places
+        np.testing.assert_array_equal(batch.is_target, batch.at.is_token)
+        np.testing.assert_array_equal(batch.next_tokens[batch.is_target], batch.tokens[batch.is_target] + 1)
+        np.testing.assert_array_equal(batch.at.position, np.broadcast_to(np.arange(batch.tokens.shape[1]), batch.tokens.shape))
+        seen += batch.tokens[batch.is_target].tolist()
+    assert sorted(seen) == sorted(set(range(sum(lengths))) - set((events.offsets[1:] - 1).tolist()))
