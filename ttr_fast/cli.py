@@ -32,6 +32,8 @@ To see it work, nothing else needed:                ttr demo"""
 
 def main() -> None:
     """The console script."""
+    # Matrices of the oracle's size gain nothing from a second BLAS thread, and on a busy machine threads that wait by spinning cost most of the time.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is imported, which no line has done yet
     try:
         run(sys.argv[1:])
         sys.stdout.flush()

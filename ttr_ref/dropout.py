@@ -58,8 +58,8 @@ def dropout_mask(
     """
     groups, group_of = np.unique(column // 4, return_inverse=True)
     words = philox4x32((groups, row[..., None], third[..., None], np.asarray(drop.site)), drop.key)
-    u = words[column % 4, ..., group_of]  # advanced indices apart: the column axis comes first
-    keep = np.moveaxis(u, 0, -1) >= round(drop.p * 2**32)
+    lanes = np.moveaxis(words, 0, -1).reshape(*words.shape[1:-1], -1)  # the four words of each group side by side
+    keep = np.take(lanes, 4 * group_of + column % 4, axis=-1) >= round(drop.p * 2**32)
     return keep / (1 - drop.p)
 
 

@@ -31,6 +31,7 @@ class FeedForwardGegluCache(NamedTuple):
     x: Inexact[ndarray, "B T E"]
     linear: Inexact[ndarray, "B T F"]
     gate: Inexact[ndarray, "B T F"]
+    activated: Inexact[ndarray, "B T F"]
     hidden: Inexact[ndarray, "B T F"]
     params: FeedForwardGegluParams
     config: BlockConfig
@@ -38,13 +39,14 @@ class FeedForwardGegluCache(NamedTuple):
 
 def gelu_forward(g: Inexact[ndarray, "*shape"]) -> Inexact[ndarray, "*shape"]:
     """½ g (1 + tanh u)."""
-    return 0.5 * g * (1 + np.tanh(SLOPE * (g + CUBIC * g * g * g)))
+    return 0.5 * g * (1 + np.tanh(g * (SLOPE + SLOPE * CUBIC * (g * g))))
 
 
 def gelu_backward(dy: Inexact[ndarray, "*shape"], g: Inexact[ndarray, "*shape"]) -> Inexact[ndarray, "*shape"]:
     """dg = dy · [½ (1 + t) + ½ g (1 − t²) u′],  t = tanh u,  u′ = √(2/π) (1 + 3 · 0.044715 g²)."""
-    t = np.tanh(SLOPE * (g + CUBIC * g * g * g))
-    return dy * 0.5 * ((1 + t) + g * (1 - t * t) * (SLOPE * (1 + 3 * CUBIC * g * g)))
+    square = g * g
+    t = np.tanh(g * (SLOPE + SLOPE * CUBIC * square))
+    return dy * (0.5 * (1 + t) + 0.5 * g * (1 - t * t) * (SLOPE + 3 * SLOPE * CUBIC * square))
 
 
 def feed_forward_geglu_forward(
@@ -52,17 +54,18 @@ def feed_forward_geglu_forward(
 ) -> tuple[Inexact[ndarray, "B T E"], FeedForwardGegluCache]:
     """Each token on its own."""
     linear, gate = np.split(round_to_storage(x @ params.w_in, config.float_dtype), 2, axis=-1)
-    hidden = round_to_storage(linear * gelu_forward(gate), config.float_dtype)
-    return hidden @ params.w_out, FeedForwardGegluCache(x, linear, gate, hidden, params, config)
+    activated = gelu_forward(gate)
+    hidden = round_to_storage(linear * activated, config.float_dtype)
+    return hidden @ params.w_out, FeedForwardGegluCache(x, linear, gate, activated, hidden, params, config)
 
 
 def feed_forward_geglu_backward(
     dy: Inexact[ndarray, "B T E"], cache: FeedForwardGegluCache
 ) -> tuple[Inexact[ndarray, "B T E"], FeedForwardGegluParams]:
     """(dx, dparams). A product hands each factor the other: da = dh ∘ gelu(g), dg = dh ∘ a ∘ gelu′(g)."""
-    x, linear, gate, hidden, params, config = cache
+    x, linear, gate, activated, hidden, params, config = cache
     dhidden, dw_out = linear_backward(dy, hidden, params.w_out)
     dhidden = round_to_storage(dhidden, config.float_dtype)
-    dhalves = np.concatenate([dhidden * gelu_forward(gate), gelu_backward(dhidden * linear, gate)], axis=-1)
+    dhalves = np.concatenate([dhidden * activated, gelu_backward(dhidden * linear, gate)], axis=-1)
     dx, dw_in = linear_backward(round_to_storage(dhalves, config.float_dtype), x, params.w_in)
     return dx, FeedForwardGegluParams(dw_in, dw_out)

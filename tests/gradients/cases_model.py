@@ -205,7 +205,7 @@ CASES = [
     next_event_case(PACKED, TimeHeadConfig(3, "token_then_time"), 2),
     next_event_case(padded((7, 1, 4), 7), TimeHeadConfig(1, "time_then_token"), 5),
     next_event_case(PADDED, BOTH, 4),
-    model_case(padded((1, 3), 3), SMALL, "none"),
+    model_case(padded((1, 3), 3), PLAIN, "none"),
     model_case(PACKED, FULL, "block"),
     model_case(padded((7,), 7), SMALL, "every:2"),
     loss_case(PACKED, ModelConfig(5, 2, FULL, True, BOTH, loss_chunk=2)),

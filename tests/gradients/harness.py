@@ -39,7 +39,7 @@ class Case(NamedTuple):
     @property
     def name(self) -> str:
         """What pytest and the table call it."""
-        return f"{self.function.__name__}: {self.label}"
+        return f"{self.function.__module__.rpartition('.')[2]}.{self.function.__name__}: {self.label}"
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:

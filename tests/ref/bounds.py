@@ -6,12 +6,13 @@ of Numerical Algorithms, §3.1 and §4.2). So each limit is a count of roundings
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 from numpy import ndarray
 
 from tests.ref.cases import Problem
-from ttr_ref.attention import AttentionCache, scores
+from ttr_ref.attention import AttentionCache, attention_backward, scores
 from ttr_ref.time_bias import ExpBias, TableBias, TimeBias, time_bias_backward
 from ttr_ref.tree import named_leaves, tree_map
 
@@ -102,10 +103,21 @@ def bias_gradient_size(g: ndarray, bias_cache: Any) -> TimeBias:
     return tree_map(np.abs, time_bias_backward(np.broadcast_to(g, g.shape), bias_cache))
 
 
-def worst_share(actual: Any, expected: Any, limit: Any, times: float = 2) -> float:
-    """The largest share over the leaves of two trees; `times` is 2 where both sides are rounded."""
-    shares = tree_map(lambda a, e, l: np.asarray(share(a, e, times * l)), actual, expected, limit)
+def worst_share(actual: Any, expected: Any, limit: Any) -> float:
+    """The largest share over the leaves of two trees, both of them rounded, and so twice the limit apart at most."""
+    shares = tree_map(lambda a, e, l: np.asarray(share(a, e, 2 * l)), actual, expected, limit)
     return float(np.max([*named_leaves(shares).values(), np.zeros(())]))
+
+
+def reordered_share(actual: Any, expected: Any, sensitive: Any, longest_sum: int) -> float:
+    """The largest share where `actual` sums in another order than `expected`, n = longest_sum terms at most: see `sensitivity`.
+
+    What is exactly zero whatever the weights, as the gradient of a rotary frequency where each query reads one key, is a rounding of roundings:
+    (n·eps)² times the largest sensitivity of all.
+    """
+    moved = longest_sum * EPS
+    second = moved**2 * max(float(s) for s in named_leaves(sensitive).values())
+    return worst_share(actual, expected, tree_map(lambda s: moved * s + second, sensitive))
 
 
 def sensitivity(f: Callable[[Any], Any], weights: Any, seed: int = 0) -> Any:
@@ -114,12 +126,20 @@ def sensitivity(f: Callable[[Any], Any], weights: Any, seed: int = 0) -> Any:
     A rounded product x W is the exact one of x and a W that is off by (number of terms)·eps/2 (backward error, Higham 2002, §3.5), so a network
     evaluated in another order is a network with slightly other weights. What that does to the result, through norms, softmax and gates, is measured
     here by moving all weights at once by ±2⁻²⁶, in four random directions; at this size neither curvature nor rounding is seen.
+    In one place weights cannot stand for rounding: the softmax's gradient takes dO · O off dO · v, which is the same where a query reads one key,
+    whatever the weights. So O is moved as well, in backward alone.
     """
     rng, step = np.random.default_rng(seed), 2.0**-26
+
+    def shaken(a: ndarray) -> ndarray:
+        return a * (1 + step * rng.choice([-1.0, 1.0], a.shape))
+
+    def backward(do: ndarray, dlse: ndarray | None, cache: AttentionCache) -> Any:
+        return attention_backward(do, dlse, cache._replace(o=shaken(cache.o)))
+
     base, moved = f(weights), []
     for _ in range(4):
-        shaken = tree_map(lambda a: a * (1 + step * rng.choice([-1.0, 1.0], a.shape)), weights)
-        moved.append(tree_map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(initial=0.0) / step, f(shaken), base))
+        with patch("ttr_ref.multi_head_attention.attention_backward", backward):
+            result = f(tree_map(shaken, weights))
+        moved.append(tree_map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(initial=0.0) / step, result, base))
     return tree_map(lambda *each: np.asarray(np.max(each)), *moved)
-
-

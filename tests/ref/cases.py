@@ -164,8 +164,11 @@ def lively_model(config: ModelConfig, seed: int) -> ModelParams:
 
 
 def random_batch(rng: np.random.Generator, config: ModelConfig, at: Timeline) -> Batch:
-    """Random tokens at the places of `at`; what follows each is the next place of its document, and the last place of a document predicts nothing."""
+    """Random tokens at the places of `at`. What follows each is the next place of its document, or an event beyond it; four of five are predicted."""
     tokens = rng.integers(0, config.vocab_size, at.time.shape)
-    is_target = np.zeros(at.time.shape, bool)
-    is_target[:, :-1] = (at.document[:, 1:] == at.document[:, :-1]) & at.is_token[:, :-1]
-    return Batch(tokens, at, np.roll(tokens, -1, 1), np.roll(at.time, -1, 1), is_target)
+    inside = np.zeros(at.time.shape, bool)
+    inside[:, :-1] = at.document[:, 1:] == at.document[:, :-1]
+    beyond = (at.time + rng.integers(0, 5000, at.time.shape)).astype(at.time.dtype)
+    next_tokens = np.where(inside, np.roll(tokens, -1, 1), rng.integers(0, config.vocab_size, at.time.shape))
+    next_times = np.where(inside, np.roll(at.time, -1, 1), beyond)
+    return Batch(tokens, at, next_tokens, next_times, at.is_token & (rng.random(at.time.shape) < 0.8))

@@ -30,7 +30,7 @@ from ttr_ref.model import ModelParams
 SOURCE = Source("tail", "time", "destination", "s")
 HELD_OUT = 0.2
 MODEL = ModelOptions()
-TRAIN = TrainConfig(steps=550, learning_rate=6e-3)
+TRAIN = TrainConfig(steps=650, learning_rate=6e-3)
 DECODED = 10
 
 

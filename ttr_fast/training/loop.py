@@ -51,7 +51,8 @@ def train(
     measured_at = {round(config.steps * (i + 1) / EVALUATIONS) for i in range(EVALUATIONS)}
     refresh = 0.1 if sys.stderr.isatty() else 20.0  # seconds; a log file need not hold every step
     # an overflow is what loss scaling waits for, and any other number that is no number is reported below
-    with np.errstate(all="ignore"), tqdm(total=config.steps, desc=label, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=refresh) as bar:
+    bar = tqdm(total=config.steps, desc=label, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=refresh)
+    with np.errstate(all="ignore"), bar:
         for step in range(config.steps):
             start = time.perf_counter()
             state, report = train_step(backend, state, training_batch(events, config, step), model, config)
