@@ -55,10 +55,10 @@ def attention_forward(
     k, v = shared_by(heads, k), shared_by(heads, v)
     s, read, bias_cache = scores(q, k, at_q, at_k, bias, time, causal, window)
     top = row_maximum(s)
-    e = np.where(read, np.exp(s - top), 0)
+    e = np.exp(s - top)
     total = e.sum(axis=-1, keepdims=True)
     some = read.any(axis=-1, keepdims=True)
-    p = e / np.where(some, total, 1)
+    p = np.where(read, e / np.where(some, total, 1), 0)  # a row that reads NaN is NaN, but only where it reads
     mask = np.ones(()) if drop is None else attention_mask(drop, at_q, at_k, heads)
     mask = mask.astype(p.real.dtype)
     o = weighted_sum(p * mask, v, read)

@@ -58,7 +58,7 @@ def dropout_mask(
     """
     groups, group_of = np.unique(column // 4, return_inverse=True)
     words = philox4x32((groups, row[..., None], third[..., None], np.asarray(drop.site)), drop.key)
-    lanes = np.moveaxis(words, 0, -1).reshape(*words.shape[1:-1], -1)  # the four words of each group side by side
+    lanes = np.moveaxis(words, 0, -1).reshape(*words.shape[1:-1], 4 * groups.size)  # the four words of each group side by side
     keep = np.take(lanes, 4 * group_of + column % 4, axis=-1) >= round(drop.p * 2**32)
     return keep / (1 - drop.p)
 
