@@ -31,10 +31,10 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """First those whose name has most words of the module's name; among equals, the quickest."""
+    """The quickest first, where each word of the module's name that a test's name has counts like a tenth of its time."""
     words, seconds = os.environ.get(MODULE, "").split("_"), durations()
     likely = {item: sum(word in re.split(r"[\W_]+", item.nodeid) for word in words) for item in items}
-    items.sort(key=lambda item: (-likely[item], seconds.get(item.nodeid, 0.0)))
+    items.sort(key=lambda item: seconds.get(item.nodeid, 0.0) / 10 ** likely[item])
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
