@@ -1,0 +1,53 @@
+"""The decorator: compiled once, found again by another process, never when a source has changed."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+PROGRAM = """
+from ttr_fast.cpu import dep
+from ttr_fast.cpu.jit import cache_folder, kernel
+def make(n):
+    @kernel(n)
+    def plus(x):
+        return dep.step(x) + n
+    return plus
+a, b = make(1), make(10)
+print(a(5), b(5), sum(a.stats.cache_hits.values()), sum(b.stats.cache_hits.values()))
+"""
+
+
+def run(folder: Path, **environment: str) -> list[int]:
+    """The program in a copy of the package, with a cache of its own."""
+    (folder / "program.py").write_text(PROGRAM)
+    variables = os.environ | {"NUMBA_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": str(folder)} | environment
+    done = subprocess.run([sys.executable, folder / "program.py"], env=variables, cwd=folder, capture_output=True, text=True, check=True)
+    return [int(word) for word in done.stdout.split()]
+
+
+def test_what_another_file_changes_is_compiled_again(tmp_path: Path) -> None:
+    """Two kernels made by one function for two specifications, each calling a function of another file."""
+    package = tmp_path / "ttr_fast" / "cpu"
+    shutil.copytree(ROOT / "ttr_fast" / "cpu", package, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "ttr_fast" / "__init__.py").touch()
+    dep = package / "dep.py"
+    dep.write_text("from ttr_fast.cpu.jit import kernel\n@kernel()\ndef step(x):\n    return x + 100\n")
+    assert run(tmp_path) == [106, 115, 0, 0]
+    assert run(tmp_path) == [106, 115, 1, 1]
+    dep.write_text(dep.read_text().replace("100", "200"))
+    assert run(tmp_path) == [206, 215, 0, 0]
+    assert run(tmp_path, NUMBA_BOUNDSCHECK="1") == [206, 215, 0, 0]
+
+
+def test_a_cache_that_cannot_be_written_is_passed_over(tmp_path: Path) -> None:
+    """A file stands where the folder should be: the next place serves."""
+    (tmp_path / "file").touch()
+    code = "from ttr_fast.cpu.jit import cache_folder; print(cache_folder())"
+    home = tmp_path / "home"
+    variables = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "file"), "XDG_CACHE_HOME": str(home)}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()).is_relative_to(home / "temporal-transformer")

@@ -1,0 +1,104 @@
+"""The one place where kernels get their compiler flags and their cache.
+
+No fast-math flag at all: what is fused and in which order sums run is written down with the vectors of simd.py, so a row gets the same bits from
+whichever kernel it passes through. `error_model="numpy"`: a division by zero is infinite, as in the oracle.
+
+Numba's own cache looks at the file of one function and keeps serving old code when a file that it calls changes (numba issue 1833), and it cannot
+find a function again that closes over another one. Here a folder is named by a hash of every source file of the package, so any change starts an
+empty folder, and a kernel made for one specification is told from its sisters by the words of that specification.
+"""
+
+import functools
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+
+
+@functools.cache
+def sources_hash() -> str:
+    """SHA-256 over the names and contents of all source files of the kernels, short."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: under NUMBA_CACHE_DIR if it is set, else in the user's cache, else in the temporary folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    bounds = "-boundscheck" if os.environ.get("NUMBA_BOUNDSCHECK", "0") != "0" else ""  # Numba's own key does not tell checked code from unchecked
+    for root in filter(None, (os.environ.get("NUMBA_CACHE_DIR"), home, str(Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"))):
+        folder = Path(root) / "temporal-transformer" / (sources_hash() + bounds)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK):
+            return folder
+    raise OSError("no folder for compiled kernels can be written: set NUMBA_CACHE_DIR to one")
+
+
+class KernelLocator(_CacheLocator):
+    """Compiled kernels lie in cache_folder(), whose name already says from which sources."""
+
+    def __init__(self, py_func: Callable[..., Any]) -> None:
+        self.py_func = py_func
+
+    def get_cache_path(self) -> str:
+        """The folder."""
+        return str(cache_folder())
+
+    def get_source_stamp(self) -> str:
+        """The same for all kernels of one state of the sources."""
+        return sources_hash()
+
+    def get_disambiguator(self) -> str:
+        """The module's name, which Numba's file name leaves out."""
+        return self.py_func.__module__.rpartition(".")[2]
+
+    @classmethod
+    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> "KernelLocator":
+        """How Numba makes one."""
+        return cls(py_func)
+
+
+class KernelCacheImpl(CompileResultCacheImpl):
+    """Numba's own, in our folder."""
+
+    _locator_classes: list[type[object]] = [KernelLocator]  # noqa: RUF012
+
+
+class KernelCache(FunctionCache):
+    """Numba's own, with the specification in the key instead of the closure's contents, whose pickles differ from process to process."""
+
+    _impl_class = KernelCacheImpl
+
+    def __init__(self, py_func: Callable[..., Any], variant: str) -> None:
+        self.variant = variant
+        super().__init__(py_func)
+
+    def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
+        return sig, codegen.magic_tuple(), self.variant
+
+
+def kernel(variant: object = "", **options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Compile a function when it is first called, for the types it is called with.
+
+    variant: what a function made inside another one is specialised for; its words must tell it from its sisters.
+    options: those of numba.njit, `parallel=True` above all.
+    """
+
+    def compiled(function: Callable[..., Any]) -> Any:
+        dispatcher = njit(error_model="numpy", **options)(function)
+        if dispatcher.__class__.__name__ == "CPUDispatcher":  # not under NUMBA_DISABLE_JIT
+            dispatcher._cache = KernelCache(function, str(variant))
+        return dispatcher
+
+    return compiled
