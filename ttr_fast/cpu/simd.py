@@ -142,7 +142,7 @@ class Emitter:
         """√x."""
         return self.call(f"llvm.sqrt.{self.suffix}", self.vector_type, x)
 
-    def load(self, pointer: ir.Value, item: types.Type) -> ir.Value:
+    def load(self, pointer: ir.Value, item: Any) -> ir.Value:
         """LANES items of an array of `item`, in the type of arithmetic."""
         if item in (types.float32, types.float64):
             return self.b.load(self.b.bitcast(pointer, self.vector_type.as_pointer()), align=self.bytes)
@@ -151,7 +151,7 @@ class Emitter:
             return half.bf16_to_f32(self.b, bits, self.lanes)
         return half.f16_to_f32(self.context, self.b, bits, self.lanes)
 
-    def store(self, v: ir.Value, pointer: ir.Value, item: types.Type) -> None:
+    def store(self, v: ir.Value, pointer: ir.Value, item: Any) -> None:
         """The inverse, rounded once to the storage of `item`."""
         align = self.bytes
         if item not in (types.float32, types.float64):
