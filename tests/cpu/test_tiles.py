@@ -29,7 +29,8 @@ KERNELS = {(rows, columns): product_kernel(rows, columns) for rows, columns in [
 
 @settings(max_examples=60)
 @given(
-    shape=st.sampled_from(sorted(KERNELS)), count=st.integers(0, 21), dtype=st.sampled_from([np.float32, np.float64]), turned=st.booleans(), seed=seeds
+    shape=st.sampled_from(sorted(KERNELS)), count=st.integers(0, 21), dtype=st.sampled_from([np.float32, np.float64]), turned=st.booleans(),
+    seed=seeds,
 )
 def test_multiply(shape: tuple[int, int], count: int, dtype: type, turned: bool, seed: int) -> None:
     """A by rows or by columns; C is added to. n terms and the addition: n + 1 roundings of half an eps."""
