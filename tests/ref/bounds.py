@@ -13,7 +13,7 @@ from numpy import ndarray
 
 from tests.ref.cases import Problem
 from ttr_ref.attention import AttentionCache, attention_backward, scores
-from ttr_ref.time_bias import ExpBias, TableBias, TimeBias, time_bias_backward
+from ttr_ref.time_bias import ExpBias, LogBias, TableBias, TimeBias, softplus, time_bias_backward
 from ttr_ref.tree import named_leaves, tree_map
 
 EPS = float(np.finfo(np.float64).eps)
@@ -60,8 +60,11 @@ def bias_size(params: TimeBias, b: ndarray) -> ndarray:
             return np.abs(b)
 
 
-def attention_limits(p: Problem, cache: AttentionCache, eps: float = EPS) -> AttentionLimits:
+def attention_limits(p: Problem, cache: AttentionCache, eps: float = EPS, from_reference: bool = False) -> AttentionLimits:
     """Limits of one computation of `p`, from the probabilities in `cache`; two computations may differ by twice as much.
+
+    from_reference: each score's sum starts at minus the row's reference, so that all its D roundings are of that size too, and `log` rounds 1 + Δ/c
+    before it takes the logarithm, which moves the bias by a few eps of s.
 
     A score is a sum of D products and a bias of a few roundings; what is exponentiated is a difference of scores, rounded to their size.
     An error ε of the exponents is a relative error of 2ε of the probabilities; the sum over T_k keys and an online softmax add 3 roundings a key.
@@ -72,6 +75,10 @@ def attention_limits(p: Problem, cache: AttentionCache, eps: float = EPS) -> Att
     products = np.where(read, np.abs(q) @ np.abs(k).swapaxes(-1, -2) * scale, 0)
     s = np.where(read, s, 0)
     exponent = (width / 2 + 3) * products + 8 * bias_size(p.bias, s) + 3 * np.abs(s).max(-1, keepdims=True, initial=0)
+    if from_reference:
+        exponent = exponent + (width / 2 + 4) * np.abs(s).max(-1, keepdims=True, initial=0)
+        if isinstance(p.bias, LogBias):
+            exponent = exponent + 4 * softplus(p.bias.a)[:, None, None]
     exponent = exponent.max(-1, keepdims=True, initial=0) * eps
     r = 2 * exponent + (3 * keys + 10) * eps
     dropped = prob * mask

@@ -1,0 +1,162 @@
+"""Blocked attention on the CPU against the oracle, and what holds bit for bit."""
+
+from collections.abc import Iterator
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+from numpy import ndarray
+
+from tests.ref.bounds import attention_limits, share
+from tests.ref.cases import BIASES, NOW, Problem, problems, random_bias, rising_times
+from ttr_fast.cpu.attention import attention_forward
+from ttr_ref import attention as ref
+from ttr_ref.config import TimeConfig
+from ttr_ref.timeline import Timeline, timeline_from_cu_seqlens, timeline_from_lengths
+
+FLOATS = {"f32": np.float32, "f64": np.float64}
+sizes = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+
+
+@pytest.fixture(autouse=True)
+def both_threads() -> Iterator[None]:
+    """Whatever a test sets is undone."""
+    threads = numba.get_num_threads()
+    yield
+    numba.set_num_threads(threads)
+
+
+def rounded_to(p: Problem, dtype: type) -> Problem:
+    """The problem as `dtype` holds it, in float64: what the oracle is given."""
+    q, k, v = (a.astype(dtype).astype(np.float64) for a in (p.q, p.k, p.v))
+    return p._replace(q=q, k=k, v=v, drop=None)
+
+
+def fast(p: Problem, dtype: type) -> tuple[ndarray, ndarray]:
+    return attention_forward(p.q.astype(dtype), p.k.astype(dtype), p.v.astype(dtype), *p.arguments[3:9])
+
+
+@pytest.mark.parametrize("kind", BIASES)
+@pytest.mark.parametrize("name", FLOATS)
+@sizes
+@given(data=st.data())
+def test_equals_the_oracle(kind: str, name: str, data: st.DataObject) -> None:
+    """Packed, padded and aligned to the end, every bias, windows, grouped heads, sizes up to two and a half blocks."""
+    dtype = FLOATS[name]
+    p = rounded_to(data.draw(problems((kind,), dropout=False, most=150)), dtype)
+    expected_o, expected_lse, cache = ref.attention_forward(*p.arguments)
+    o, lse = fast(p, dtype)
+    limits = attention_limits(p, cache, float(np.finfo(dtype).eps), from_reference=True)
+    assert share(o, expected_o, 2 * limits.o) <= 1
+    assert share(lse, expected_lse, 2 * limits.lse) <= 1
+
+
+def problem(rng: np.random.Generator, length: int, kind: str = "log", times: str = "unix", rows: int = 1, window: int | None = None) -> Problem:
+    """Four heads that share two of keys and values."""
+    q = rng.standard_normal((rows, 4, length, 6)).astype(np.float32)
+    k, v = rng.standard_normal((2, rows, 2, length, 6)).astype(np.float32)
+    at = timeline_from_lengths(rising_times(rng, rows, length, times), np.full(rows, length))
+    return Problem(q, k, v, at, at, random_bias(kind, 4, rng), TimeConfig(), True, window, None, q, None)
+
+
+def run(p: Problem) -> tuple[ndarray, ndarray]:
+    return fast(p, np.float32)
+
+
+def assert_same_bits(a: tuple[ndarray, ...], b: tuple[ndarray, ...]) -> None:
+    for x, y in zip(a, b, strict=True):
+        assert x.tobytes() == np.ascontiguousarray(y).tobytes()
+
+
+@given(length=st.integers(1, 200), kind=st.sampled_from(BIASES), window=st.none() | st.integers(1, 150), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=30)
+def test_a_row_has_the_same_bits_whatever_stands_beside_it(length: int, kind: str, window: int | None, seed: int) -> None:
+    """One and two threads; alone or in a batch; packed between others; with a future or without; the last queries only; times shifted."""
+    rng = np.random.default_rng(seed)
+    p = problem(rng, length, kind, rows=3, window=window)
+    whole = run(p)
+    numba.set_num_threads(1)
+    assert_same_bits(run(p), whole)
+    alone = p._replace(q=p.q[1:2], k=p.k[1:2], v=p.v[1:2], at_q=p.at_q.places(slice(1, 2), slice(None)), at_k=p.at_k.places(slice(1, 2), slice(None)))
+    one = run(alone)
+    assert_same_bits(one, (whole[0][1:2], whole[1][1:2]))
+
+    before, after = rng.integers(0, 90, 2)
+    total = before + length + after
+    packed = problem(rng, int(total), kind, rows=1)
+    times = packed.at_q.time.copy()
+    times[0, before : before + length] = alone.at_q.time[0]
+    at = timeline_from_cu_seqlens(times, np.array([0, before, before + length, total]))
+    for mine, theirs in ((packed.q, alone.q), (packed.k, alone.k), (packed.v, alone.v)):
+        mine[0, :, before : before + length] = theirs[0]
+    o, lse = run(packed._replace(at_q=at, at_k=at, bias=p.bias, window=window))
+    assert_same_bits((o[:, :, before : before + length], lse[:, :, before : before + length]), one)
+
+    cut = int(rng.integers(0, length))
+    late = alone._replace(q=alone.q[:, :, cut:], at_q=alone.at_q.places(slice(None), slice(cut, None)))
+    assert_same_bits(run(late), (one[0][:, :, cut:], one[1][:, :, cut:]))
+    future = [a.copy() for a in (alone.q, alone.k, alone.v)]
+    for a in future:
+        a[:, :, cut + 1 :] = np.nan
+    o, lse = run(alone._replace(q=future[0], k=future[1], v=future[2]))
+    assert_same_bits((o[:, :, : cut + 1], lse[:, :, : cut + 1]), (one[0][:, :, : cut + 1], one[1][:, :, : cut + 1]))
+
+    moved = Timeline(alone.at_q.document, alone.at_q.position, alone.at_q.time + 10**9)
+    assert_same_bits(run(alone._replace(at_q=moved, at_k=moved)), one)
+
+
+def test_extreme_scores() -> None:
+    """One-hot logits of ±1e5, references that must move, scores all −∞ or equal, subnormal values: finite where the oracle is, and as near."""
+    rng = np.random.default_rng(3)
+    for scale in (1e-40, 30.0, 300.0):
+        p = problem(rng, 190)
+        p = p._replace(q=(p.q * np.float32(scale)))
+        exact = rounded_to(p, np.float32)
+        expected_o, expected_lse, cache = ref.attention_forward(*exact.arguments)
+        o, lse = run(p)
+        limits = attention_limits(exact, cache, float(np.finfo(np.float32).eps), from_reference=True)
+        assert share(o, expected_o, 2 * limits.o + 1e-37) <= 1
+        assert share(lse, expected_lse, 2 * limits.lse) <= 1
+    p = problem(rng, 150, "none")
+    p.q[:], p.k[:] = 0, 0
+    p.q[..., 0], p.k[..., 0] = np.sqrt(6), np.where(np.arange(150) % 50 == 7, 1e5, -1e5)
+    o, _ = run(p)
+    seen = np.arange(150)[:, None] >= np.array([7, 57, 107])
+    for h in range(4):
+        chosen = p.v[0, h // 2, [7, 57, 107]]
+        expected = (seen @ chosen) / np.maximum(seen.sum(1), 1)[:, None]
+        # ties in one tile are ties; between tiles a score of 1.44e5 is known to half its ulp of 2⁻⁶, and two weights to ln 2 · 2⁻⁶ of themselves
+        np.testing.assert_allclose(o[0, h, 7:107], expected[7:107], atol=4e-7)
+        np.testing.assert_allclose(o[0, h, 107:], expected[107:], atol=np.log(2) / 64 * np.abs(chosen).max())
+
+
+def test_padding_and_empty_rows() -> None:
+    """NaN in padding changes nothing; a query that reads nothing has O = 0 and LSE = −∞."""
+    rng = np.random.default_rng(4)
+    p = problem(rng, 100, rows=2)
+    at = timeline_from_lengths(p.at_q.time, np.array([70, 0]))
+    for a in (p.q, p.k, p.v):
+        a[0, :, 70:], a[1] = np.nan, np.nan
+    o, lse = run(p._replace(at_q=at, at_k=at))
+    assert np.isfinite(o).all()
+    assert (o[0, :, 70:] == 0).all()
+    assert (o[1] == 0).all()
+    assert (lse[1] == -np.inf).all()
+    assert np.isfinite(lse[0, :, :70]).all()
+    early = timeline_from_lengths(np.full((2, 100), NOW), np.array([100, 100]), shift=-30)
+    keys = timeline_from_lengths(np.full((2, 100), NOW), np.array([100, 100]))
+    good = problem(rng, 100, rows=2)
+    o, lse = run(good._replace(at_q=early, at_k=keys))
+    assert (o[:, :, :30] == 0).all()
+    assert (lse[:, :, :30] == -np.inf).all()
+    assert np.isfinite(lse[:, :, 30:]).all()
+
+
+def test_what_it_refuses() -> None:
+    p = problem(np.random.default_rng(5), 5)
+    with pytest.raises(ValueError, match="attention: 3 query heads cannot share 2 key/value heads evenly"):
+        run(p._replace(q=p.q[:, :3]))
+    back = Timeline(p.at_q.document, p.at_q.position, p.at_q.time[:, ::-1].copy())
+    with pytest.raises(ValueError, match=r"timeline: times go backwards in document 0: 17\d+ is followed by 17\d+"):
+        run(p._replace(at_q=back, at_k=back))

@@ -1,0 +1,96 @@
+"""What attention does with one tile of scores, rows = keys, lanes = queries.
+
+A score is x = (q_i · k_j) log₂ e / √D + log₂ e · b(Δ) − m_i with the row's reference m_i as the start of its sum: 2^x needs no subtraction later.
+`scores_to_weights` does all of it in registers for a tile in which every query reads every key; `raw_scores`, `add_bias` and `weigh` do the same
+steps one by one for tiles with a mask, and give the same bits.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from ttr_fast.cpu.simd import I64, Emitter, item_pointer
+from ttr_fast.cpu.tiles import accumulate, counted_loop, number, offset
+from ttr_fast.cpu.time_bias import emit_bias, emit_parameters
+
+BLOCK = 64
+"""Queries in a block, keys in a tile; both lie at multiples of it in position."""
+
+
+@intrinsic(prefer_literal=True)
+def raw_scores(typing, k, k0, q, q0, start, width, s, s0, rows):
+    """S[j, :] = start + K_j · Q for `rows` keys and all BLOCK queries; Q (width, BLOCK) packed, scaled."""
+    scalar = q.dtype
+
+    def generate(context, b, signature, arguments):
+        e, kinds = Emitter(context, b, scalar), signature.args
+        pk, pq, ps = (item_pointer(context, b, kinds[i], arguments[i], arguments[i + 1]) for i in (0, 2, 6))
+        first = item_pointer(context, b, kinds[4], arguments[4], ir.Constant(I64, 0))
+        d = number(kinds[5], arguments[5])
+        columns = 4
+        for group in range(0, BLOCK // e.lanes, columns):
+            starts = [e.load(offset(e, first, (group + c, e.lanes)), scalar) for c in range(columns)]
+            b_at = offset(e, pq, (group, e.lanes))
+            sums = accumulate(e, d, pk, d, 1, b_at, BLOCK, columns, starts * rows.literal_value)
+            for i in range(rows.literal_value):
+                for c in range(columns):
+                    e.store(sums[i * columns + c], offset(e, ps, (i, BLOCK), (group + c, e.lanes)), scalar)
+        return context.get_dummy_value()
+
+    return types.void(k, k0, q, q0, start, width, s, s0, rows), generate
+
+
+@intrinsic(prefer_literal=True)
+def scores_to_weights(typing, kind, terms, k, k0, q, start, width, u, w, w0, parameters, p, p0, sums, tops, rows):
+    """P[j, :] = 2^(start + K_j · Q + bias(u + w_j)), added to `sums`, the largest exponents kept in `tops`; for `rows` keys, BLOCK queries."""
+    scalar = q.dtype
+
+    def generate(context, b, signature, arguments):
+        e, kinds = Emitter(context, b, scalar), signature.args
+        zero = ir.Constant(I64, 0)
+        pk, pw, pp = (item_pointer(context, b, kinds[i], arguments[i], arguments[i + 1]) for i in (2, 8, 11))
+        pq, ps, pu, par, pl, px = (item_pointer(context, b, kinds[i], arguments[i], zero) for i in (4, 5, 7, 10, 13, 14))
+        d, n = number(kinds[6], arguments[6]), rows.literal_value
+        columns, name, count = 4, kind.literal_value, terms.literal_value
+        for group in range(0, BLOCK // e.lanes, columns):
+            at = [offset(e, ps, (group + c, e.lanes)) for c in range(columns)]
+            x = accumulate(e, d, pk, d, 1, offset(e, pq, (group, e.lanes)), BLOCK, columns, [e.load(a, scalar) for a in at] * n)
+            values = emit_parameters(e, name, count, par)
+            lane = [(group + c) * e.lanes for c in range(columns)]
+            us, ls, xs = ([e.load(offset(e, base, (o, 1)), scalar) for o in lane] for base in (pu, pl, px))
+            for i in range(n):
+                wi = e.splat(b.load(offset(e, pw, (i, 1)), align=e.bytes))
+                for c in range(columns):
+                    v = emit_bias(e, name, count, values, par, x[i * columns + c], b.fadd(us[c], wi))
+                    xs[c] = e.maximum(v, xs[c])
+                    weight = e.exp2(v)
+                    ls[c] = b.fadd(ls[c], weight)
+                    e.store(weight, offset(e, pp, (i, BLOCK), (lane[c], 1)), scalar)
+            for c in range(columns):
+                e.store(ls[c], offset(e, pl, (lane[c], 1)), scalar)
+                e.store(xs[c], offset(e, px, (lane[c], 1)), scalar)
+        return context.get_dummy_value()
+
+    return types.void(kind, terms, k, k0, q, start, width, u, w, w0, parameters, p, p0, sums, tops, rows), generate
+
+
+@intrinsic(prefer_literal=True)
+def add_bias(typing, kind, terms, parameters, y, s, count):
+    """S += bias(Y) for `count` keys."""
+    scalar = s.dtype
+
+    def generate(context, b, signature, arguments):
+        e, kinds, zero = Emitter(context, b, scalar), signature.args, ir.Constant(I64, 0)
+        par, py, ps = (item_pointer(context, b, kinds[i], arguments[i], zero) for i in (2, 3, 4))
+        values = emit_parameters(e, kind.literal_value, terms.literal_value, par)
+
+        def step(i, carried):
+            at = offset(e, ps, (i, 1))
+            x = emit_bias(e, kind.literal_value, terms.literal_value, values, par, e.load(at, scalar), e.load(offset(e, py, (i, 1)), scalar))
+            e.store(x, at, scalar)
+            return carried
+
+        counted_loop(e, zero, b.mul(arguments[5], ir.Constant(I64, BLOCK)), e.lanes, [], step)
+        return context.get_dummy_value()
+
+    return types.void(kind, terms, parameters, y, s, count), generate
