@@ -1,0 +1,218 @@
+"""The forward pass of attention, block by block; the mathematics is in ttr_ref/attention.py.
+
+Nothing of size T × T exists (Dao et al. 2022, arXiv:2205.14135). A work item is one block of 64 queries of one head of one document. It visits tiles
+of 64 keys: first its own, which fixes each row's reference m_i, then the earlier ones, latest first; without causality the later ones follow.
+Borders lie at multiples of 64 in position. The reference of a row moves only when one of its own scores exceeds it by 2^60, and then by a whole
+number of powers of two, which rescales exactly. So every bit of a row depends on the row, its position and the keys it reads, on nothing else.
+
+A tile that all queries of the block read whole goes through registers once (attention_tiles.scores_to_weights). Tiles with a mask go step by step.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import prange
+
+from ttr_fast.cpu import simd
+from ttr_fast.cpu.attention_tiles import BLOCK, add_bias, raw_scores, scores_to_weights
+from ttr_fast.cpu.jit import kernel
+from ttr_fast.cpu.tiles import multiply
+from ttr_fast.cpu.time_bias import SHIFTS
+from ttr_ref.config import BiasKind
+
+
+class Spec(NamedTuple):
+    """What kernels are made for."""
+
+    dtype: str
+    kind: BiasKind
+    terms: int
+
+
+@functools.cache
+def forward_kernel(spec: Spec) -> Any:
+    """The forward pass for one specification: called with arrays and filled buffers, see attention_forward."""
+    kind, terms, shift = spec.kind, spec.terms, SHIFTS[spec.kind]
+    f = np.float32 if spec.dtype == "float32" else np.float64
+    lanes = 64 // np.dtype(f).itemsize  # of a vector
+    highest = f(60.0)
+    unset = f(-np.inf)
+
+    @kernel(spec)
+    def differences(time_q, time_k, n_q, n_k, rate, causal, y):
+        """y (n_k, BLOCK) from differences in float64."""
+        for j in range(n_k):
+            for i in range(BLOCK):
+                delta = time_q[min(i, n_q - 1)] - time_k[j]
+                delta = max(delta, 0.0) if causal else abs(delta)
+                y[j * BLOCK + i] = f(delta * rate + shift)
+
+    @kernel(spec)
+    def weigh(n, lo, hi, width, weights, ready, tops, moved, sums, values):
+        """Scores to weights where query i reads the keys lo[i] … hi[i] of n: new references where they are due, the sum of each row added."""
+        for i in range(BLOCK):
+            moved[i] = unset
+        for j in range(n):
+            for i in range(BLOCK):
+                x = weights[j * BLOCK + i] if lo[i] <= j <= hi[i] else unset
+                weights[j * BLOCK + i] = x
+                moved[i] = x if x > moved[i] else moved[i]
+        for i in range(BLOCK):
+            top, some = moved[i], max(lo[i], 0) <= min(hi[i], n - 1)
+            moved[i] = f(0)
+            if some and ready[i] == 0:
+                ready[i] = 1
+                moved[i] = tops[i] = top if top > unset else f(0)
+            elif some and top > highest:
+                moved[i] = np.ceil(top)
+                tops[i] += moved[i]
+                scale = f(2.0 ** -float(moved[i]))
+                sums[i] *= scale
+                for d in range(width):
+                    values[i * width + d] *= scale
+        for i in range(0, BLOCK, lanes):
+            total, off = simd.splat(f(0)), simd.load(moved, i)
+            for j in range(n):
+                p = simd.exp2(simd.sub(simd.load(weights, j * BLOCK + i), off))
+                total = simd.add(total, p)
+                simd.store(p, weights, j * BLOCK + i)
+            simd.store(simd.add(simd.load(sums, i), total), sums, i)
+
+    @kernel(spec)
+    def masked_tile(k, k_at, n, lo, hi, width, packed, y, start, ready, tops, moved, sums, weights, values, parameters):
+        """One tile step by step."""
+        for i in range(BLOCK):
+            start[i] = -tops[i] if ready[i] else f(0)
+        whole = n // 4 * 4
+        for j in range(0, whole, 4):
+            raw_scores(k, k_at + j * width, packed, 0, start, width, weights, j * BLOCK, 4)
+        for j in range(whole, n):
+            raw_scores(k, k_at + j * width, packed, 0, start, width, weights, j * BLOCK, 1)
+        add_bias(kind, terms, parameters, y, weights, n)
+        weigh(n, lo, hi, width, weights, ready, tops, moved, sums, values)
+
+    @kernel(spec)
+    def whole_tile(k, k_at, n, width, packed, u, w, start, tile_sums, tile_tops, weights, parameters):
+        """One tile that all queries read whole; False if some score is too large, and nothing has happened then."""
+        for i in range(BLOCK):
+            tile_sums[i] = f(0)
+            tile_tops[i] = unset
+        whole = n // 4 * 4
+        for j in range(0, whole, 4):
+            at, to = k_at + j * width, j * BLOCK
+            scores_to_weights(kind, terms, k, at, packed, start, width, u, w, j, parameters, weights, to, tile_sums, tile_tops, 4)
+        for j in range(whole, n):
+            at, to = k_at + j * width, j * BLOCK
+            scores_to_weights(kind, terms, k, at, packed, start, width, u, w, j, parameters, weights, to, tile_sums, tile_tops, 1)
+        largest = simd.load(tile_tops, 0)
+        for i in range(lanes, BLOCK, lanes):
+            largest = simd.vmax(simd.load(tile_tops, i), largest)
+        return not simd.largest(largest) > highest
+
+    @kernel(spec)
+    def add_values(v, v_at, n, lo, hi, masked, width, weights, values):
+        """values += weightsᵀ V. With a mask, numbers that are none may stand where a query does not read: then each row takes its own keys."""
+        if masked:
+            spoiled = False
+            for d in range(v_at, v_at + n * width):
+                spoiled |= not abs(v[d]) < np.inf
+            if spoiled:
+                for i in range(BLOCK):
+                    first, last = max(lo[i], 0), min(hi[i], n - 1)
+                    at = v_at + first * width
+                    for d in range(0, width, lanes):
+                        if first <= last:
+                            multiply(last - first + 1, weights, first * BLOCK + i, 1, BLOCK, v, at + d, width, values, i * width + d, width, 1, 1)
+                return
+        for d in range(0, width, lanes):
+            for i in range(0, BLOCK, 16):
+                multiply(n, weights, i, 1, BLOCK, v, v_at + d, width, values, i * width + d, width, 16, 1)
+
+    @kernel(spec)
+    def block(q, k, v, o, lse, q_at, k_at, lse_at, table, time_q, time_k, number, causal, window, width, scale, rate, parameters, scratch, counts):
+        """Queries of block `number` of one head of one document; *_at: where the head's document starts in the flat arrays."""
+        n_all, first_q, n_keys, first_k = table[2], table[3], table[6], table[7]
+        p0 = max(number * BLOCK, first_q)
+        p1 = min(number * BLOCK + BLOCK, first_q + n_all)
+        n_q, size = p1 - p0, BLOCK * width
+        packed, values, tiles = scratch[:size], scratch[size : 2 * size], scratch[2 * size :]
+        weights, y, rest = tiles[: BLOCK * BLOCK], tiles[BLOCK * BLOCK : 2 * BLOCK * BLOCK], tiles[2 * BLOCK * BLOCK :]
+        tops, start, sums, moved = rest[:BLOCK], rest[BLOCK : 2 * BLOCK], rest[2 * BLOCK : 3 * BLOCK], rest[3 * BLOCK : 4 * BLOCK]
+        u, w, tile_sums = rest[4 * BLOCK : 5 * BLOCK], rest[5 * BLOCK : 6 * BLOCK], rest[6 * BLOCK : 7 * BLOCK]
+        ready, lo, hi = counts[:BLOCK], counts[BLOCK : 2 * BLOCK], counts[2 * BLOCK :]
+        times = time_q[p0 - first_q : p1 - first_q]
+        packed[:] = 0
+        for i in range(n_q):
+            for d in range(width):
+                packed[d * BLOCK + i] = q[q_at + (p0 - first_q + i) * width + d] * scale
+        values[:] = 0
+        for i in range(BLOCK):
+            ready[i], tops[i], sums[i] = 0, 0, 0
+
+        last_tile = (first_k + n_keys - 1) // BLOCK
+        lowest = max(first_k, p0 - window + 1) // BLOCK
+        own = min(p0 // BLOCK, last_tile)
+        top_tile = own if causal else last_tile
+        steps = (own - lowest + 1) + (top_tile - own) if n_keys else 0
+        moment = time_k[max(p0 // BLOCK * BLOCK - first_k, 0)] if n_keys and p0 // BLOCK * BLOCK < first_k + n_keys else times[0]
+        for i in range(BLOCK):
+            u[i] = f((times[min(i, n_q - 1)] - moment) * rate + shift)
+        for step in range(steps):
+            tile = own - step if own - step >= lowest else own + (step - (own - lowest))
+            j0 = max(tile * BLOCK, first_k)
+            n = min(tile * BLOCK + BLOCK, first_k + n_keys) - j0
+            at = (j0 - first_k) * width
+            keys = time_k[j0 - first_k : j0 - first_k + n]
+            masked = not causal or tile * BLOCK + BLOCK > p0
+            for i in range(BLOCK):
+                position = p0 + i
+                hi[i] = min(position, j0 + n - 1) - j0 if causal else n - 1
+                lo[i] = position - window + 1 - j0
+                masked |= ready[i] == 0 or (i < n_q and lo[i] > 0)
+            if not masked:
+                for i in range(BLOCK):
+                    start[i] = -tops[i]
+                for j in range(n):
+                    w[j] = f((moment - keys[j]) * rate)
+                if whole_tile(k, k_at + at, n, width, packed, u, w, start, tile_sums, moved, weights, parameters):
+                    for i in range(BLOCK):
+                        sums[i] += tile_sums[i]
+                    add_values(v, k_at + at, n, lo, hi, False, width, weights, values)
+                    continue
+            if causal and tile * BLOCK + BLOCK <= p0 // BLOCK * BLOCK:
+                for j in range(n):
+                    later = f((moment - keys[j]) * rate)
+                    for i in range(BLOCK):
+                        y[j * BLOCK + i] = u[i] + later
+            else:
+                differences(times, keys, n_q, n, rate, causal, y)
+            masked_tile(k, k_at + at, n, lo, hi, width, packed, y, start, ready, tops, moved, sums, weights, values, parameters)
+            add_values(v, k_at + at, n, lo, hi, True, width, weights, values)
+        for i in range(n_q):
+            row = p0 - first_q + i
+            share = f(1) / sums[i] if ready[i] else f(0)
+            lse[lse_at + row] = (float(tops[i]) + np.log2(float(sums[i]))) * np.log(2.0) if ready[i] else -np.inf
+            for d in range(width):
+                o[q_at + row * width + d] = values[i * width + d] * share
+
+    @kernel(spec, parallel=True)
+    def forward(q, k, v, o, lse, shape, table, time_q, time_k, items, causal, window, scale, rates, parameters, scratch, counts):
+        """All items, dealt to the workers (rows of scratch) to and fro, so that each gets as much of the costly ones."""
+        heads, groups, t_q, t_k, width = shape
+        workers = scratch.shape[0]
+        for unsigned in prange(workers):
+            worker = np.int64(unsigned)
+            for turn in range((items.shape[0] + workers - 1) // workers):
+                item = turn * workers + (worker if turn % 2 == 0 else workers - 1 - worker)
+                if item >= items.shape[0]:
+                    continue
+                d, h, number = items[item]
+                row_q, place_q, n_q, _, row_k, place_k, n_k, _, _ = table[d]
+                q_at = ((row_q * heads + h) * t_q + place_q) * width
+                k_at = ((row_k * groups + h // (heads // groups)) * t_k + place_k) * width
+                lse_at = (row_q * heads + h) * t_q + place_q
+                block(q, k, v, o, lse, q_at, k_at, lse_at, table[d], time_q[row_q, place_q : place_q + n_q], time_k[row_k, place_k : place_k + n_k],
+                      number, causal, window, width, scale, rates[h], parameters[h], scratch[worker], counts[worker])  # fmt: skip
+
+    return forward
