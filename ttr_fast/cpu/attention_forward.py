@@ -130,17 +130,16 @@ def forward_kernel(spec: Spec) -> Any:
                 multiply(n, weights, i, 1, BLOCK, v, v_at + d, width, values, i * width + d, width, 16, 1)
 
     @kernel(spec)
-    def block(q, k, v, o, lse, q_at, k_at, lse_at, table, time_q, time_k, number, causal, window, width, scale, rate, parameters, scratch, counts):
+    def block(q, k, v, o, lse, q_at, k_at, lse_at, table, time_q, time_k, number, causal, window, width, scale, rate, parameters, scratch):
         """Queries of block `number` of one head of one document; *_at: where the head's document starts in the flat arrays."""
         n_all, first_q, n_keys, first_k = table[2], table[3], table[6], table[7]
         p0 = max(number * BLOCK, first_q)
         p1 = min(number * BLOCK + BLOCK, first_q + n_all)
-        n_q, size = p1 - p0, BLOCK * width
-        packed, values, tiles = scratch[:size], scratch[size : 2 * size], scratch[2 * size :]
-        weights, y, rest = tiles[: BLOCK * BLOCK], tiles[BLOCK * BLOCK : 2 * BLOCK * BLOCK], tiles[2 * BLOCK * BLOCK :]
-        tops, start, sums, moved = rest[:BLOCK], rest[BLOCK : 2 * BLOCK], rest[2 * BLOCK : 3 * BLOCK], rest[3 * BLOCK : 4 * BLOCK]
-        u, w, tile_sums = rest[4 * BLOCK : 5 * BLOCK], rest[5 * BLOCK : 6 * BLOCK], rest[6 * BLOCK : 7 * BLOCK]
-        ready, lo, hi = counts[:BLOCK], counts[BLOCK : 2 * BLOCK], counts[2 * BLOCK :]
+        n_q = p1 - p0
+        panels, squares, vectors, limits = scratch
+        packed, values, weights, y = panels[0], panels[1], squares[0], squares[1]
+        tops, start, sums, moved, u, w, tile_sums = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4], vectors[5], vectors[6]
+        ready, lo, hi = limits[0], limits[1], limits[2]
         times = time_q[p0 - first_q : p1 - first_q]
         packed[:] = 0
         for i in range(n_q):
@@ -197,10 +196,11 @@ def forward_kernel(spec: Spec) -> Any:
                 o[q_at + row * width + d] = values[i * width + d] * share
 
     @kernel(spec, parallel=True)
-    def forward(q, k, v, o, lse, shape, table, time_q, time_k, items, causal, window, scale, rates, parameters, scratch, counts):
-        """All items, dealt to the workers (rows of scratch) to and fro, so that each gets as much of the costly ones."""
+    def forward(q, k, v, o, lse, shape, table, time_q, time_k, items, causal, window, scale, rates, parameters, scratch):
+        """All items, dealt to the workers (rows of each scratch array) to and fro, so that each gets as much of the costly ones."""
         heads, groups, t_q, t_k, width = shape
-        workers = scratch.shape[0]
+        panels, squares, vectors, limits = scratch
+        workers = panels.shape[0]
         for unsigned in prange(workers):
             worker = np.int64(unsigned)
             for turn in range((items.shape[0] + workers - 1) // workers):
@@ -212,7 +212,9 @@ def forward_kernel(spec: Spec) -> Any:
                 q_at = ((row_q * heads + h) * t_q + place_q) * width
                 k_at = ((row_k * groups + h // (heads // groups)) * t_k + place_k) * width
                 lse_at = (row_q * heads + h) * t_q + place_q
-                block(q, k, v, o, lse, q_at, k_at, lse_at, table[d], time_q[row_q, place_q : place_q + n_q], time_k[row_k, place_k : place_k + n_k],
-                      number, causal, window, width, scale, rates[h], parameters[h], scratch[worker], counts[worker])  # fmt: skip
+                times_q, times_k = time_q[row_q, place_q : place_q + n_q], time_k[row_k, place_k : place_k + n_k]
+                mine = (panels[worker], squares[worker], vectors[worker], limits[worker])
+                block(q, k, v, o, lse, q_at, k_at, lse_at, table[d], times_q, times_k,
+                      number, causal, window, width, scale, rates[h], parameters[h], mine)  # fmt: skip
 
     return forward

@@ -57,3 +57,10 @@ def work_items(documents: Documents, heads: int, causal: bool) -> Int64[ndarray,
         blocks = range(first // BLOCK, (first + n_q - 1) // BLOCK + 1)
         items += [(d, h, block) for h in range(heads) for block in (reversed(blocks) if causal else blocks)]
     return np.array(items, np.int64).reshape(-1, 3)
+
+
+def tiles_of(documents: Documents) -> Int64[ndarray, "n_plus_1"]:
+    """Where each document's tiles of keys start among the tiles of all documents."""
+    first, count = documents.table[:, 7], documents.table[:, 6]
+    tiles = np.where(count > 0, (first + count - 1) // BLOCK - first // BLOCK + 1, 0)
+    return np.concatenate([[0], np.cumsum(tiles)])

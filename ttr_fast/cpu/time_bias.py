@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 from llvmlite import ir
+from numba import types
 from numpy import ndarray
 
 from ttr_fast.cpu.simd import I32, Emitter
 from ttr_ref.config import BiasKind, TimeConfig
-from ttr_ref.time_bias import ExpBias, LinearBias, LogBias, NoBias, TableBias, TimeBias, softplus
+from ttr_ref.time_bias import ExpBias, LinearBias, LogBias, NoBias, TableBias, TimeBias, sigmoid, softplus
+from ttr_ref.tree import tree_map
 
 LOG2E = 1 / np.log(2)
 SHIFTS: dict[BiasKind, float] = {"none": 0.0, "linear": 0.0, "log": 1.0, "exp": 0.0, "table": 1.0}
@@ -92,3 +94,60 @@ def emit_parameters(e: Emitter, kind: BiasKind, terms: int, pointer: ir.Value) -
     """The head's row of parameters, each in every lane; empty for none and table."""
     count = {"none": 0, "linear": 1, "log": 1, "exp": 2 * terms, "table": 0}[kind]
     return [e.splat(e.b.load(e.b.gep(pointer, [ir.Constant(I32, k)]), align=e.bytes)) for k in range(count)]
+
+
+def sums_size(kind: BiasKind, terms: int, lanes: int) -> int:
+    """Numbers in which `add_bias_sums` collects, a vector for each of its sums."""
+    return {"none": 0, "linear": 1, "log": 2, "exp": 2 * terms, "table": terms}[kind] * lanes
+
+
+def add_bias_sums(e: Emitter, kind: BiasKind, terms: int, parameters: list[ir.Value], g: ir.Value, y: ir.Value, sums: ir.Value) -> None:
+    """What the parameters' gradients need of G = ∂L/∂b, added lane by lane, so that no two lanes meet in one place:
+
+    linear Σ G y;  log Σ G log₂ y and Σ G (y − 1)/y;  exp Σ G e_m and Σ G y e_m for each m;  table the two shares of each knot.
+    """
+
+    def collect(number: int, term: ir.Value | None, factor: ir.Value) -> None:
+        at = e.b.gep(sums, [ir.Constant(I32, number * e.lanes)])
+        scalar = types.float64 if e.double else types.float32
+        old = e.load(at, scalar)
+        e.store(e.b.fadd(old, factor) if term is None else e.fma(term, factor, old), at, scalar)
+
+    match kind:
+        case "linear":
+            collect(0, g, y)
+        case "log":
+            collect(0, g, e.log2(y))
+            collect(1, g, e.b.fdiv(e.b.fsub(y, e.constant(1.0)), y))
+        case "exp":
+            for m in range(terms):
+                term = e.b.fmul(g, e.exp2(e.b.fmul(parameters[terms + m], y)))
+                collect(m, None, term)
+                collect(terms + m, term, y)
+        case "table":
+            below, fraction = emit_knot(e, terms, y)
+            right = e.b.fmul(g, fraction)
+            left = e.b.fsub(g, right)
+            for lane in range(e.lanes):
+                index = e.b.mul(e.b.extract_element(below, ir.Constant(I32, lane)), ir.Constant(e.int_type, e.lanes))
+                for share, shift in ((left, lane), (right, lane + e.lanes)):
+                    at = e.b.gep(sums, [e.b.add(index, ir.Constant(e.int_type, shift))])
+                    e.b.store(e.b.fadd(e.b.load(at, align=e.bytes), e.b.extract_element(share, ir.Constant(I32, lane))), at, align=e.bytes)
+
+
+def bias_gradient(bias: TimeBias, time: TimeConfig, sums: Float64[ndarray, "H n"]) -> TimeBias:
+    """The parameters' gradients from the sums over all pairs, one column for each vector of add_bias_sums."""
+    match bias:
+        case NoBias():
+            return bias
+        case LinearBias(a):
+            gradient: TimeBias = LinearBias(-sums[:, 0] * sigmoid(a.astype(np.float64)))
+        case LogBias(a, _):
+            wide = a.astype(np.float64)
+            gradient = LogBias(-np.log(2) * sums[:, 0] * sigmoid(wide), softplus(wide) * sums[:, 1])
+        case ExpBias(alpha, log_rate):
+            m = alpha.shape[1]
+            gradient = ExpBias(sums[:, :m], -alpha.astype(np.float64) * np.exp(log_rate.astype(np.float64)) * sums[:, m:])
+        case TableBias():
+            gradient = TableBias(sums)
+    return tree_map(lambda g, p: g.astype(p.dtype), gradient, bias)

@@ -1,0 +1,174 @@
+"""The backward pass of attention, tile by tile; the mathematics is in ttr_ref/attention.py.
+
+A work item is one key/value head of one document: one pass over its tiles of 64 keys, and within each over the query heads that share it and the
+blocks of 64 queries that read it. P is computed again from LSE. dK and dV of a tile stay in scratch until it is done; dQ is added to in the order
+of the tiles. Sums for the bias's parameters are kept for each tile and head in float64 and added up in order afterwards. No two items write to the
+same place, and the order of every sum depends on positions alone: no atomics, the same bits for any number of threads.
+"""
+
+import functools
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from ttr_fast.cpu import simd
+from ttr_fast.cpu.attention_forward import Spec
+from ttr_fast.cpu.attention_tiles import BLOCK, score_gradients
+from ttr_fast.cpu.jit import kernel
+from ttr_fast.cpu.tiles import multiply
+from ttr_fast.cpu.time_bias import LOG2E, SHIFTS, sums_size
+
+
+@functools.cache
+def backward_kernel(spec: Spec) -> Any:
+    """The backward pass for one specification: called with arrays and filled buffers, see attention_backward."""
+    kind, terms, shift = spec.kind, spec.terms, SHIFTS[spec.kind]
+    f = np.float32 if spec.dtype == "float32" else np.float64
+    lanes = 64 // np.dtype(f).itemsize  # of a vector
+    collected = sums_size(kind, terms, lanes)
+
+    @kernel(spec)
+    def brackets(o, do, dlse, delta, first, last, width):
+        """delta[i] = dO_i · O_i − dLSE_i."""
+        for i in range(first, last):
+            total = simd.splat(f(0))
+            for d in range(i * width, (i + 1) * width, lanes):
+                total = simd.fma(simd.load(o, d), simd.load(do, d), total)
+            delta[i] = simd.total(total) - dlse[i]
+
+    @kernel(spec)
+    def has_no_number(a, first, last):
+        for i in range(first, last):
+            if not abs(a[i]) < np.inf:
+                return True
+        return False
+
+    @kernel(spec)
+    def add_product(n, rows, left, left_row, left_step, right, right_at, out, out_at, lo, hi, by_row, width):
+        """out[r] += Σ_s left[r, s] right[s] for `rows` rows and s < n; by_row: only s in lo[r] … hi[r], so that nothing else is touched."""
+        if by_row:
+            for r in range(rows):
+                first, last = max(lo[r], 0), min(hi[r], n - 1)
+                if first <= last:
+                    count, at, to, values = last - first + 1, r * left_row + first * left_step, out_at + r * width, right_at + first * width
+                    for d in range(0, width, lanes):
+                        multiply(count, left, at, left_row, left_step, right, values + d, width, out, to + d, width, 1, 1)
+            return
+        whole = rows // 8 * 8
+        for d in range(0, width, lanes):
+            for r in range(0, whole, 8):
+                multiply(n, left, r * left_row, left_row, left_step, right, right_at + d, width, out, out_at + r * width + d, width, 8, 1)
+            for r in range(whole, rows):
+                multiply(n, left, r * left_row, left_row, left_step, right, right_at + d, width, out, out_at + r * width + d, width, 1, 1)
+
+    @kernel(spec)
+    def weigh_block(q, do, at, rows, n, kt, vt, minus_lse, minus_delta, u, w, y, lo, hi, masked, par, p, ds, sums, width):
+        """P and dS of `rows` queries and n keys."""
+        for j in range(0, n, lanes):
+            if not masked:
+                for i in range(0, rows, 8):
+                    x = at + i * width
+                    score_gradients(kind, terms, False, q, do, x, width, kt, vt, j, minus_lse, minus_delta, i, u, w, y, lo, hi, par, p, ds, sums, 8)
+                continue
+            whole = rows // 8 * 8
+            for i in range(0, whole, 8):
+                x = at + i * width
+                score_gradients(kind, terms, True, q, do, x, width, kt, vt, j, minus_lse, minus_delta, i, u, w, y, lo, hi, par, p, ds, sums, 8)
+            for i in range(whole, rows):
+                x = at + i * width
+                score_gradients(kind, terms, True, q, do, x, width, kt, vt, j, minus_lse, minus_delta, i, u, w, y, lo, hi, par, p, ds, sums, 1)
+
+    @kernel(spec)
+    def fill_y(times, keys, own, causal, rate, u, w, y):
+        """The scaled differences of times of a masked block, in the forward's arithmetic; the last key's again in lanes without a key."""
+        for i in range(times.size):
+            for j in range(BLOCK):
+                delta = times[i] - keys[min(j, keys.size - 1)]
+                delta = max(delta, 0.0) if causal else abs(delta)
+                y[i * BLOCK + j] = f(delta * rate + shift) if own or not causal else u[i] + w[j]
+
+    @kernel(spec)
+    def one_tile(q, k, v, do, lse, delta, dq, dk, dv, q_start, k_start, row_start, heads, table, time_q, time_k, tile, causal, window, scale,
+                 rates, parameters, partial, scratch, width):  # fmt: skip
+        """One tile of keys against all queries that read them. q_start, row_start: of each head that shares the keys."""
+        n_all, first_q, n_keys, first_k = table[2], table[3], table[6], table[7]
+        j0 = max(tile * BLOCK, first_k)
+        n = min(tile * BLOCK + BLOCK, first_k + n_keys) - j0
+        k_at = k_start + (j0 - first_k) * width
+        panels, squares, vectors, sums, limits = scratch
+        kt, vt, ks, tile_dk, tile_dv = panels[0], panels[1], panels[2], panels[3], panels[4]
+        p, ds, y = squares[0], squares[1], squares[2]
+        minus_lse, minus_delta, u, w = vectors[0], vectors[1], vectors[2], vectors[3]
+        lo, hi, first, last = limits[0], limits[1], limits[2], limits[3]
+        keys = time_k[j0 - first_k : j0 - first_k + n]
+        panels[:] = 0
+        for j in range(n):
+            for d in range(width):
+                x = k[k_at + j * width + d]
+                kt[d * BLOCK + j], ks[j * width + d], vt[d * BLOCK + j] = x * (scale * f(LOG2E)), x * scale, v[k_at + j * width + d]
+        k_spoiled, v_spoiled = has_no_number(k, k_at, k_at + n * width), has_no_number(v, k_at, k_at + n * width)
+        begin = max(first_q, j0) if causal else first_q
+        end = min(first_q + n_all - 1, j0 + n - 1 + window - 1)
+        for head in range(q_start.size):
+            for number in range(begin // BLOCK, end // BLOCK + 1):
+                p0, p1 = max(number * BLOCK, begin), min(number * BLOCK + BLOCK, end + 1)
+                rows, at, row = p1 - p0, q_start[head] + (p0 - first_q) * width, row_start[head] + p0 - first_q
+                times, block_start, rate = time_q[p0 - first_q : p1 - first_q], number * BLOCK, rates[heads + head]
+                known = n_keys > 0 and block_start < first_k + n_keys
+                moment = time_k[max(block_start - first_k, 0)] if known else time_q[max(block_start - first_q, 0)]
+                masked = not causal or number == tile or n < BLOCK or rows % 8 != 0 or p1 - window > j0
+                for i in range(rows):
+                    minus_lse[i], minus_delta[i] = f(-LOG2E * lse[row + i]), -delta[row + i]
+                    u[i] = f((times[i] - moment) * rate + shift)
+                    hi[i] = min(p0 + i - j0, n - 1) if causal else n - 1
+                    lo[i] = max(p0 + i - window + 1 - j0, 0)
+                for j in range(BLOCK):
+                    w[j] = f((moment - keys[min(j, n - 1)]) * rate)
+                    first[j], last[j] = (max(j0 + j - p0, 0) if causal else 0), min(j0 + j + window - 1 - p0, rows - 1)
+                sums[:collected] = 0
+                if masked:
+                    fill_y(times, keys, number == tile, causal, rate, u, w, y)
+                par = parameters[heads + head]
+                weigh_block(q, do, at, rows, n, kt, vt, minus_lse, minus_delta, u, w, y, lo, hi, masked, par, p, ds, sums, width)
+                spoiled = masked and (v_spoiled or has_no_number(do, at, at + rows * width) or has_no_number(q, at, at + rows * width))
+                add_product(rows, n, p, 1, BLOCK, do, at, tile_dv, 0, first, last, spoiled, width)
+                add_product(rows, n, ds, 1, BLOCK, q, at, tile_dk, 0, first, last, spoiled, width)
+                add_product(n, rows, ds, BLOCK, 1, ks, 0, dq, at, lo, hi, masked and k_spoiled, width)
+                for m in range(collected // lanes):
+                    total = 0.0
+                    for lane in range(lanes):
+                        total += sums[m * lanes + lane]
+                    partial[heads + head, m] += total
+        for x in range(n * width):
+            dk[k_at + x], dv[k_at + x] = tile_dk[x] * scale, tile_dv[x]
+
+    @kernel(spec, parallel=True)
+    def backward(q, k, v, o, do, lse, dlse, delta, dq, dk, dv, shape, table, first_tile, time_q, time_k, causal, window, scale, rates, parameters,
+                 partial, scratch):  # fmt: skip
+        """All key/value heads of all documents, dealt to the workers in turn; dq, dk, dv and partial come filled with zeros."""
+        heads, groups, t_q, t_k, width = shape
+        panels, squares, vectors, sums, limits = scratch
+        workers, sharers = panels.shape[0], heads // groups
+        for unsigned in prange(workers):
+            worker = np.int64(unsigned)
+            rows = delta.size
+            brackets(o, do, dlse, delta, rows * worker // workers, rows * (worker + 1) // workers, width)
+        for unsigned in prange(workers):
+            worker = np.int64(unsigned)
+            q_start, row_start = np.empty(sharers, np.int64), np.empty(sharers, np.int64)
+            for item in range(worker, table.shape[0] * groups, workers):
+                d, g = item // groups, item % groups
+                row_q, place_q, n_q, _, row_k, place_k, n_k, first_k, _ = table[d]
+                for s in range(sharers):
+                    row_start[s] = (row_q * heads + g * sharers + s) * t_q + place_q
+                    q_start[s] = row_start[s] * width
+                k_start = ((row_k * groups + g) * t_k + place_k) * width
+                mine = (panels[worker], squares[worker], vectors[worker], sums[worker], limits[worker])
+                times_q, times_k = time_q[row_q, place_q : place_q + n_q], time_k[row_k, place_k : place_k + n_k]
+                for t in range(first_tile[d], first_tile[d + 1]):
+                    tile = first_k // BLOCK + t - first_tile[d]
+                    one_tile(q, k, v, do, lse, delta, dq, dk, dv, q_start, k_start, row_start, g * sharers, table[d], times_q, times_k,
+                             tile, causal, window, scale, rates, parameters, partial[t], mine, width)  # fmt: skip
+
+    return backward
