@@ -39,10 +39,10 @@ def backward_kernel(spec: Spec) -> Any:
 
     @kernel(spec)
     def has_no_number(a, first, last):
+        spoiled = False
         for i in range(first, last):
-            if not abs(a[i]) < np.inf:
-                return True
-        return False
+            spoiled |= not abs(a[i]) < np.inf
+        return spoiled
 
     @kernel(spec)
     def add_product(n, rows, left, left_row, left_step, right, right_at, out, out_at, lo, hi, by_row, width):
