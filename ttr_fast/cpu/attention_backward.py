@@ -13,8 +13,9 @@ import numpy as np
 from numba import prange
 
 from ttr_fast.cpu import simd
-from ttr_fast.cpu.attention_forward import Spec
-from ttr_fast.cpu.attention_tiles import BLOCK, score_gradients
+from ttr_fast.cpu.attention_dropout import LANES, THIRD, draw_by_query
+from ttr_fast.cpu.attention_forward import Spec, taken_as_it_is, taken_converted
+from ttr_fast.cpu.attention_tiles import BLOCK, MASK_STRIDE, score_gradients
 from ttr_fast.cpu.jit import kernel
 from ttr_fast.cpu.tiles import multiply
 from ttr_fast.cpu.time_bias import LOG2E, SHIFTS, sums_size
@@ -24,8 +25,8 @@ from ttr_fast.cpu.time_bias import LOG2E, SHIFTS, sums_size
 def backward_kernel(spec: Spec) -> Any:
     """The backward pass for one specification: called with arrays and filled buffers, see attention_backward."""
     kind, terms, shift = spec.kind, spec.terms, SHIFTS[spec.kind]
-    f = np.float32 if spec.dtype == "float32" else np.float64
-    lanes = 64 // np.dtype(f).itemsize  # of a vector
+    f, lanes, drops = spec.compute, spec.lanes, spec.drops
+    take = taken_as_it_is(spec) if spec.dtype == f.__name__ else taken_converted(spec)
     collected = sums_size(kind, terms, lanes)
 
     @kernel(spec)
@@ -63,21 +64,37 @@ def backward_kernel(spec: Spec) -> Any:
                 multiply(n, left, r * left_row, left_row, left_step, right, right_at + d, width, out, out_at + r * width + d, width, 1, 1)
 
     @kernel(spec)
-    def weigh_block(q, do, at, rows, n, kt, vt, minus_lse, minus_delta, u, w, y, lo, hi, masked, par, p, ds, sums, width):
+    def weigh_block(q, do, at, rows, n, kt, vt, minus_lse, minus_delta, u, w, y, lo, hi, masked, par, mask, skipped, p, ds, sums, width):
         """P and dS of `rows` queries and n keys."""
         for j in range(0, n, lanes):
             if not masked:
                 for i in range(0, rows, 8):
                     x = at + i * width
-                    score_gradients(kind, terms, False, q, do, x, width, kt, vt, j, minus_lse, minus_delta, i, u, w, y, lo, hi, par, p, ds, sums, 8)
+                    score_gradients(
+                        kind, terms, False, drops, q, do, x, width, kt, vt, j, minus_lse, minus_delta, i, u, w, y, lo, hi, par, mask, skipped,
+                        p, ds, sums, 8
+                    )  # fmt: skip
                 continue
             whole = rows // 8 * 8
             for i in range(0, whole, 8):
                 x = at + i * width
-                score_gradients(kind, terms, True, q, do, x, width, kt, vt, j, minus_lse, minus_delta, i, u, w, y, lo, hi, par, p, ds, sums, 8)
+                score_gradients(
+                    kind, terms, True, drops, q, do, x, width, kt, vt, j, minus_lse, minus_delta, i, u, w, y, lo, hi, par, mask, skipped,
+                    p, ds, sums, 8
+                )  # fmt: skip
             for i in range(whole, rows):
                 x = at + i * width
-                score_gradients(kind, terms, True, q, do, x, width, kt, vt, j, minus_lse, minus_delta, i, u, w, y, lo, hi, par, p, ds, sums, 1)
+                score_gradients(
+                    kind, terms, True, drops, q, do, x, width, kt, vt, j, minus_lse, minus_delta, i, u, w, y, lo, hi, par, mask, skipped,
+                    p, ds, sums, 1
+                )  # fmt: skip
+
+    @kernel(spec)
+    def draw_tile(rows, n, group, query, draw, factor, mask):
+        """Dropout's mask of a tile whose first key stands in the group."""
+        for i in range(0, rows, 4):
+            for j in range(0, n + 3, LANES):
+                draw_by_query(mask, i * MASK_STRIDE + j, MASK_STRIDE, group + j // 4, query + i, draw, factor)
 
     @kernel(spec)
     def fill_y(times, keys, own, causal, rate, u, w, y):
@@ -90,24 +107,27 @@ def backward_kernel(spec: Spec) -> Any:
 
     @kernel(spec)
     def one_tile(q, k, v, do, lse, delta, dq, dk, dv, q_start, k_start, row_start, heads, table, time_q, time_k, tile, causal, window, scale,
-                 rates, parameters, partial, scratch, width):  # fmt: skip
+                 rates, parameters, partial, draws, factor, scratch, width):  # fmt: skip
         """One tile of keys against all queries that read them. q_start, row_start: of each head that shares the keys."""
         n_all, first_q, n_keys, first_k = table[2], table[3], table[6], table[7]
         j0 = max(tile * BLOCK, first_k)
         n = min(tile * BLOCK + BLOCK, first_k + n_keys) - j0
         k_at = k_start + (j0 - first_k) * width
-        panels, squares, vectors, sums, limits = scratch
+        panels, squares, vectors, sums, limits, mask = scratch
         kt, vt, ks, tile_dk, tile_dv = panels[0], panels[1], panels[2], panels[3], panels[4]
+        q_panel, do_panel = panels[5], panels[6]
         p, ds, y = squares[0], squares[1], squares[2]
         minus_lse, minus_delta, u, w = vectors[0], vectors[1], vectors[2], vectors[3]
         lo, hi, first, last = limits[0], limits[1], limits[2], limits[3]
         keys = time_k[j0 - first_k : j0 - first_k + n]
-        panels[:] = 0
+        keys_there, k_from = take(k, k_at, n, width, q_panel)
+        values_there, v_from = take(v, k_at, n, width, do_panel)
+        panels[:5] = 0
         for j in range(n):
             for d in range(width):
-                x = k[k_at + j * width + d]
-                kt[d * BLOCK + j], ks[j * width + d], vt[d * BLOCK + j] = x * (scale * f(LOG2E)), x * scale, v[k_at + j * width + d]
-        k_spoiled, v_spoiled = has_no_number(k, k_at, k_at + n * width), has_no_number(v, k_at, k_at + n * width)
+                x = keys_there[k_from + j * width + d]
+                kt[d * BLOCK + j], ks[j * width + d], vt[d * BLOCK + j] = x * (scale * f(LOG2E)), x * scale, values_there[v_from + j * width + d]
+        k_spoiled, v_spoiled = has_no_number(ks, 0, n * width), has_no_number(vt, 0, width * BLOCK)
         begin = max(first_q, j0) if causal else first_q
         end = min(first_q + n_all - 1, j0 + n - 1 + window - 1)
         for head in range(q_start.size):
@@ -129,11 +149,21 @@ def backward_kernel(spec: Spec) -> Any:
                 sums[:collected] = 0
                 if masked:
                     fill_y(times, keys, number == tile, causal, rate, u, w, y)
+                q_block, at_block = take(q, at, rows, width, q_panel)
+                do_block, _ = take(do, at, rows, width, do_panel)
+                skipped = j0 % 4
+                if drops:
+                    draw_tile(rows, n, (j0 - skipped) // 4, p0, draws[head], factor, mask)
                 par = parameters[heads + head]
-                weigh_block(q, do, at, rows, n, kt, vt, minus_lse, minus_delta, u, w, y, lo, hi, masked, par, p, ds, sums, width)
-                spoiled = masked and (v_spoiled or has_no_number(do, at, at + rows * width) or has_no_number(q, at, at + rows * width))
-                add_product(rows, n, p, 1, BLOCK, do, at, tile_dv, 0, first, last, spoiled, width)
-                add_product(rows, n, ds, 1, BLOCK, q, at, tile_dk, 0, first, last, spoiled, width)
+                weigh_block(q_block, do_block, at_block, rows, n, kt, vt, minus_lse, minus_delta, u, w, y, lo, hi, masked, par, mask, skipped,
+                            p, ds, sums, width)  # fmt: skip
+                spoiled = masked and (
+                    v_spoiled
+                    or has_no_number(do_block, at_block, at_block + rows * width)
+                    or has_no_number(q_block, at_block, at_block + rows * width)
+                )
+                add_product(rows, n, p, 1, BLOCK, do_block, at_block, tile_dv, 0, first, last, spoiled, width)
+                add_product(rows, n, ds, 1, BLOCK, q_block, at_block, tile_dk, 0, first, last, spoiled, width)
                 add_product(n, rows, ds, BLOCK, 1, ks, 0, dq, at, lo, hi, masked and k_spoiled, width)
                 for m in range(collected // lanes):
                     total = 0.0
@@ -145,10 +175,10 @@ def backward_kernel(spec: Spec) -> Any:
 
     @kernel(spec, parallel=True)
     def backward(q, k, v, o, do, lse, dlse, delta, dq, dk, dv, shape, table, first_tile, time_q, time_k, causal, window, scale, rates, parameters,
-                 partial, scratch):  # fmt: skip
+                 partial, draw, factor, scratch):  # fmt: skip
         """All key/value heads of all documents, dealt to the workers in turn; dq, dk, dv and partial come filled with zeros."""
         heads, groups, t_q, t_k, width = shape
-        panels, squares, vectors, sums, limits = scratch
+        panels, squares, vectors, sums, limits, masks = scratch
         workers, sharers = panels.shape[0], heads // groups
         for unsigned in prange(workers):
             worker = np.int64(unsigned)
@@ -156,19 +186,21 @@ def backward_kernel(spec: Spec) -> Any:
             brackets(o, do, dlse, delta, rows * worker // workers, rows * (worker + 1) // workers, width)
         for unsigned in prange(workers):
             worker = np.int64(unsigned)
-            q_start, row_start = np.empty(sharers, np.int64), np.empty(sharers, np.int64)
+            q_start, row_start, draws = np.empty(sharers, np.int64), np.empty(sharers, np.int64), np.empty((sharers, draw.size), np.uint32)
             for item in range(worker, table.shape[0] * groups, workers):
                 d, g = item // groups, item % groups
-                row_q, place_q, n_q, _, row_k, place_k, n_k, first_k, _ = table[d]
+                row_q, place_q, n_q, _, row_k, place_k, n_k, first_k, document = table[d]
                 for s in range(sharers):
                     row_start[s] = (row_q * heads + g * sharers + s) * t_q + place_q
                     q_start[s] = row_start[s] * width
+                    draws[s] = draw
+                    draws[s, THIRD] = np.uint32(document * heads + g * sharers + s)
                 k_start = ((row_k * groups + g) * t_k + place_k) * width
-                mine = (panels[worker], squares[worker], vectors[worker], sums[worker], limits[worker])
+                mine = (panels[worker], squares[worker], vectors[worker], sums[worker], limits[worker], masks[worker])
                 times_q, times_k = time_q[row_q, place_q : place_q + n_q], time_k[row_k, place_k : place_k + n_k]
                 for t in range(first_tile[d], first_tile[d + 1]):
                     tile = first_k // BLOCK + t - first_tile[d]
                     one_tile(q, k, v, do, lse, delta, dq, dk, dv, q_start, k_start, row_start, g * sharers, table[d], times_q, times_k,
-                             tile, causal, window, scale, rates, parameters, partial[t], mine, width)  # fmt: skip
+                             tile, causal, window, scale, rates, parameters, partial[t], draws, factor, mine, width)  # fmt: skip
 
     return backward

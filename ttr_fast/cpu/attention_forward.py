@@ -15,6 +15,7 @@ import numpy as np
 from numba import prange
 
 from ttr_fast.cpu import simd
+from ttr_fast.cpu.attention_dropout import LANES, THIRD, draw_by_key
 from ttr_fast.cpu.attention_tiles import BLOCK, add_bias, raw_scores, scores_to_weights
 from ttr_fast.cpu.jit import kernel
 from ttr_fast.cpu.tiles import multiply
@@ -26,16 +27,63 @@ class Spec(NamedTuple):
     """What kernels are made for."""
 
     dtype: str
+    """NumPy's name of the carrier (half.CARRIERS) of queries, keys, values and outputs."""
     kind: BiasKind
     terms: int
+    drops: bool
+
+    @property
+    def compute(self) -> type[np.float32] | type[np.float64]:
+        """The type of all arithmetic."""
+        return np.float64 if self.dtype == "float64" else np.float32
+
+    @property
+    def lanes(self) -> int:
+        """Numbers in a vector."""
+        return 64 // np.dtype(self.compute).itemsize
+
+
+def taken_as_it_is(spec: Spec) -> Any:
+    """How a kernel takes n rows of an array that lies in the type of arithmetic: (array, index)."""
+
+    @kernel(spec)
+    def take(a, at, n, width, panel):
+        return a, at
+
+    return take
+
+
+def taken_converted(spec: Spec) -> Any:
+    """How a kernel takes n rows of an array in 16-bit storage: converted into the panel."""
+    lanes = spec.lanes
+
+    @kernel(spec)
+    def take(a, at, n, width, panel):
+        for x in range(0, n * width, lanes):
+            simd.store(simd.load(a, at + x), panel, x)
+        return panel, 0
+
+    return take
+
+
+def draw_of_head(spec: Spec) -> Any:
+    """A copy of `draw` with the third counter filled in."""
+
+    @kernel(spec)
+    def drawn_for(draw, third):
+        mine = draw.copy()
+        mine[THIRD] = np.uint32(third)
+        return mine
+
+    return drawn_for
 
 
 @functools.cache
 def forward_kernel(spec: Spec) -> Any:
     """The forward pass for one specification: called with arrays and filled buffers, see attention_forward."""
     kind, terms, shift = spec.kind, spec.terms, SHIFTS[spec.kind]
-    f = np.float32 if spec.dtype == "float32" else np.float64
-    lanes = 64 // np.dtype(f).itemsize  # of a vector
+    f, lanes, drops = spec.compute, spec.lanes, spec.drops
+    take = taken_as_it_is(spec) if spec.dtype == f.__name__ else taken_converted(spec)
     highest = f(60.0)
     unset = f(-np.inf)
 
@@ -111,6 +159,16 @@ def forward_kernel(spec: Spec) -> Any:
         return not simd.largest(largest) > highest
 
     @kernel(spec)
+    def drop_weights(n, key, query, draw, factor, mask, weights):
+        """weights ∘ dropout's mask, for n keys from position `key` on."""
+        skipped = key % 4
+        for j in range(0, skipped + n, 4):
+            for i in range(0, BLOCK, LANES):
+                draw_by_key(mask, j * BLOCK + i, BLOCK, (key - skipped + j) // 4, query + i, draw, factor)
+        for x in range(n * BLOCK):
+            weights[x] *= mask[skipped * BLOCK + x]
+
+    @kernel(spec)
     def add_values(v, v_at, n, lo, hi, masked, width, weights, values):
         """values += weightsᵀ V. With a mask, numbers that are none may stand where a query does not read: then each row takes its own keys."""
         if masked:
@@ -130,21 +188,24 @@ def forward_kernel(spec: Spec) -> Any:
                 multiply(n, weights, i, 1, BLOCK, v, v_at + d, width, values, i * width + d, width, 16, 1)
 
     @kernel(spec)
-    def block(q, k, v, o, lse, q_at, k_at, lse_at, table, time_q, time_k, number, causal, window, width, scale, rate, parameters, scratch):
+    def block(q, k, v, o, lse, q_at, k_at, lse_at, table, time_q, time_k, number, causal, window, width, scale, rate, parameters, draw, factor,
+              scratch):  # fmt: skip
         """Queries of block `number` of one head of one document; *_at: where the head's document starts in the flat arrays."""
         n_all, first_q, n_keys, first_k = table[2], table[3], table[6], table[7]
         p0 = max(number * BLOCK, first_q)
         p1 = min(number * BLOCK + BLOCK, first_q + n_all)
         n_q = p1 - p0
         panels, squares, vectors, limits = scratch
-        packed, values, weights, y = panels[0], panels[1], squares[0], squares[1]
+        packed, values, k_panel, v_panel, rows = panels[0], panels[1], panels[2], panels[3], panels[4]
+        weights, y, mask = squares[0], squares[1], squares[2]
         tops, start, sums, moved, u, w, tile_sums = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4], vectors[5], vectors[6]
         ready, lo, hi = limits[0], limits[1], limits[2]
         times = time_q[p0 - first_q : p1 - first_q]
         packed[:] = 0
+        queries, first = take(q, q_at + (p0 - first_q) * width, n_q, width, rows)
         for i in range(n_q):
             for d in range(width):
-                packed[d * BLOCK + i] = q[q_at + (p0 - first_q + i) * width + d] * scale
+                packed[d * BLOCK + i] = queries[first + i * width + d] * scale
         values[:] = 0
         for i in range(BLOCK):
             ready[i], tops[i], sums[i] = 0, 0, 0
@@ -161,7 +222,8 @@ def forward_kernel(spec: Spec) -> Any:
             tile = own - step if own - step >= lowest else own + (step - (own - lowest))
             j0 = max(tile * BLOCK, first_k)
             n = min(tile * BLOCK + BLOCK, first_k + n_keys) - j0
-            at = (j0 - first_k) * width
+            k_tile, tile_at = take(k, k_at + (j0 - first_k) * width, n, width, k_panel)
+            v_tile, _ = take(v, k_at + (j0 - first_k) * width, n, width, v_panel)
             keys = time_k[j0 - first_k : j0 - first_k + n]
             masked = not causal or tile * BLOCK + BLOCK > p0
             for i in range(BLOCK):
@@ -174,10 +236,12 @@ def forward_kernel(spec: Spec) -> Any:
                     start[i] = -tops[i]
                 for j in range(n):
                     w[j] = f((moment - keys[j]) * rate)
-                if whole_tile(k, k_at + at, n, width, packed, u, w, start, tile_sums, moved, weights, parameters):
+                if whole_tile(k_tile, tile_at, n, width, packed, u, w, start, tile_sums, moved, weights, parameters):
                     for i in range(BLOCK):
                         sums[i] += tile_sums[i]
-                    add_values(v, k_at + at, n, lo, hi, False, width, weights, values)
+                    if drops:
+                        drop_weights(n, j0, p0, draw, factor, mask, weights)
+                    add_values(v_tile, tile_at, n, lo, hi, False, width, weights, values)
                     continue
             if causal and tile * BLOCK + BLOCK <= p0 // BLOCK * BLOCK:
                 for j in range(n):
@@ -186,17 +250,21 @@ def forward_kernel(spec: Spec) -> Any:
                         y[j * BLOCK + i] = u[i] + later
             else:
                 differences(times, keys, n_q, n, rate, causal, y)
-            masked_tile(k, k_at + at, n, lo, hi, width, packed, y, start, ready, tops, moved, sums, weights, values, parameters)
-            add_values(v, k_at + at, n, lo, hi, True, width, weights, values)
+            masked_tile(k_tile, tile_at, n, lo, hi, width, packed, y, start, ready, tops, moved, sums, weights, values, parameters)
+            if drops:
+                drop_weights(n, j0, p0, draw, factor, mask, weights)
+            add_values(v_tile, tile_at, n, lo, hi, True, width, weights, values)
         for i in range(n_q):
             row = p0 - first_q + i
             share = f(1) / sums[i] if ready[i] else f(0)
             lse[lse_at + row] = (float(tops[i]) + np.log2(float(sums[i]))) * np.log(2.0) if ready[i] else -np.inf
-            for d in range(width):
-                o[q_at + row * width + d] = values[i * width + d] * share
+            for d in range(0, width, lanes):
+                simd.store(simd.mul(simd.load(values, i * width + d), simd.splat(share)), o, q_at + row * width + d)
+
+    drawn_for = draw_of_head(spec)
 
     @kernel(spec, parallel=True)
-    def forward(q, k, v, o, lse, shape, table, time_q, time_k, items, causal, window, scale, rates, parameters, scratch):
+    def forward(q, k, v, o, lse, shape, table, time_q, time_k, items, causal, window, scale, rates, parameters, draw, factor, scratch):
         """All items, dealt to the workers (rows of each scratch array) to and fro, so that each gets as much of the costly ones."""
         heads, groups, t_q, t_k, width = shape
         panels, squares, vectors, limits = scratch
@@ -208,13 +276,13 @@ def forward_kernel(spec: Spec) -> Any:
                 if item >= items.shape[0]:
                     continue
                 d, h, number = items[item]
-                row_q, place_q, n_q, _, row_k, place_k, n_k, _, _ = table[d]
+                row_q, place_q, n_q, _, row_k, place_k, n_k, _, document = table[d]
                 q_at = ((row_q * heads + h) * t_q + place_q) * width
                 k_at = ((row_k * groups + h // (heads // groups)) * t_k + place_k) * width
                 lse_at = (row_q * heads + h) * t_q + place_q
                 times_q, times_k = time_q[row_q, place_q : place_q + n_q], time_k[row_k, place_k : place_k + n_k]
                 mine = (panels[worker], squares[worker], vectors[worker], limits[worker])
                 block(q, k, v, o, lse, q_at, k_at, lse_at, table[d], times_q, times_k,
-                      number, causal, window, width, scale, rates[h], parameters[h], mine)  # fmt: skip
+                      number, causal, window, width, scale, rates[h], parameters[h], drawn_for(draw, document * heads + h), factor, mine)  # fmt: skip
 
     return forward

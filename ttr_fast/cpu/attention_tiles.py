@@ -15,6 +15,8 @@ from ttr_fast.cpu.time_bias import add_bias_sums, emit_bias, emit_parameters
 
 BLOCK = 64
 """Queries in a block, keys in a tile; both lie at multiples of it in position."""
+MASK_STRIDE = BLOCK + 16
+"""From one row of dropout's mask to the next in the backward: a tile may start inside a group of four keys."""
 
 
 @intrinsic(prefer_literal=True)
@@ -98,21 +100,26 @@ def add_bias(typing, kind, terms, parameters, y, s, count):
 
 @intrinsic(prefer_literal=True)
 def score_gradients(
-    typing, kind, terms, masked, q, do, at, width, kt, vt, column, minus_lse, minus_delta, row, u, w, y, lo, hi, parameters, p, ds, sums, rows
+    typing, kind, terms, masked, drops, q, do, at, width, kt, vt, column, minus_lse, minus_delta, row, u, w, y, lo, hi, parameters, mask, skipped,
+    p, ds, sums, rows
 ):  # fmt: skip
     """The backward's tile: rows = `rows` queries from `row` of the block, lanes = keys from `column` of the tile.
 
     S and dP are formed together, kt and vt (width, BLOCK) being packed and kt scaled; then in registers P = 2^(S + bias − LSE) and
-    dS = P (dP − D); both are stored, and what the bias's parameters need is added to `sums`. masked: y comes from an array, and P = dS = 0
-    outside the keys lo[i] … hi[i].
+    dS = P (m ∘ dP − D); dS and m ∘ P are stored, m being dropout's mask, and what the bias's parameters need is added to `sums`.
+    masked: y comes from an array, and P = dS = 0 outside the keys lo[i] … hi[i].
     """
     scalar = kt.dtype
-    types_given = (kind, terms, masked, q, do, at, width, kt, vt, column, minus_lse, minus_delta, row, u, w, y, lo, hi, parameters, p, ds, sums, rows)
+    given = (
+        kind, terms, masked, drops, q, do, at, width, kt, vt, column, minus_lse, minus_delta, row, u, w, y, lo, hi, parameters, mask, skipped,
+        p, ds, sums, rows,
+    )  # fmt: skip
 
     def generate(context, b, signature, arguments):
         e, zero = Emitter(context, b, scalar), ir.Constant(I64, 0)
-        values_of, types_of = (dict(zip(GRADIENT_ARGUMENTS, given, strict=True)) for given in (arguments, signature.args))
-        n, name, count, masks = rows.literal_value, kind.literal_value, terms.literal_value, masked.literal_value
+        values_of, types_of = (dict(zip(GRADIENT_ARGUMENTS, all_of, strict=True)) for all_of in (arguments, signature.args))
+        n, name, count = rows.literal_value, kind.literal_value, terms.literal_value
+        masks, dropping = masked.literal_value, drops.literal_value
         first, lane0, d = values_of["row"], values_of["column"], number(types_of["width"], values_of["width"])
 
         def pointer(array, index=zero):
@@ -126,7 +133,8 @@ def score_gradients(
 
         starts = [[e.splat(row_value(array, i)) for i in range(n)] for array in ("minus_lse", "minus_delta")]
         s = accumulate(e, d, pointer("q", values_of["at"]), d, 1, pointer("kt", lane0), BLOCK, 1, starts[0])
-        dp = accumulate(e, d, pointer("do", values_of["at"]), d, 1, pointer("vt", lane0), BLOCK, 1, starts[1])
+        dp_starts = [e.constant(0.0)] * n if dropping else starts[1]
+        dp = accumulate(e, d, pointer("do", values_of["at"]), d, 1, pointer("vt", lane0), BLOCK, 1, dp_starts)
         table = pointer("parameters")
         values, later = emit_parameters(e, name, count, table), e.load(pointer("w", lane0), scalar)
         lane = b.add(integers(lane0), e.iota())
@@ -134,7 +142,12 @@ def score_gradients(
             place = b.add(b.mul(b.add(first, ir.Constant(I64, i)), ir.Constant(I64, BLOCK)), lane0)
             delta = e.load(pointer("y", place), scalar) if masks else b.fadd(e.splat(row_value("u", i)), later)
             weight = e.exp2(emit_bias(e, name, count, values, table, s[i], delta))
-            gradient = b.fmul(weight, dp[i])
+            if dropping:
+                stride = b.mul(b.add(first, ir.Constant(I64, i)), ir.Constant(I64, MASK_STRIDE))
+                factor = e.load(pointer("mask", b.add(stride, b.add(lane0, values_of["skipped"]))), scalar)
+                gradient, weight = b.fmul(weight, e.fma(factor, dp[i], starts[1][i])), b.fmul(weight, factor)
+            else:
+                gradient = b.fmul(weight, dp[i])
             if masks:
                 reads = b.and_(b.icmp_signed(">=", lane, integers(row_value("lo", i))), b.icmp_signed("<=", lane, integers(row_value("hi", i))))
                 weight, gradient = (b.select(reads, x, e.constant(0.0)) for x in (weight, gradient))
@@ -143,10 +156,10 @@ def score_gradients(
             add_bias_sums(e, name, count, values, gradient, delta, pointer("sums"))
         return context.get_dummy_value()
 
-    return types.void(*types_given), generate
+    return types.void(*given), generate
 
 
 GRADIENT_ARGUMENTS = (
-    "kind", "terms", "masked", "q", "do", "at", "width", "kt", "vt", "column", "minus_lse", "minus_delta", "row", "u", "w", "y", "lo", "hi",
-    "parameters", "p", "ds", "sums", "rows",
+    "kind", "terms", "masked", "drops", "q", "do", "at", "width", "kt", "vt", "column", "minus_lse", "minus_delta", "row", "u", "w", "y", "lo", "hi",
+    "parameters", "mask", "skipped", "p", "ds", "sums", "rows",
 )  # fmt: skip
