@@ -2,21 +2,31 @@
 
 from collections.abc import Iterator
 
+import ml_dtypes
 import numba
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from numpy import ndarray
 
-from tests.ref.bounds import attention_limits, share
-from tests.ref.cases import BIASES, NOW, Problem, problems, random_bias, rising_times
-from ttr_fast.cpu.attention import attention_forward
+from tests.ref.bounds import attention_limits, share, worst_share
+from tests.ref.cases import BIASES, NOW, Problem, problems, random_bias, rising_times, seeds
+from ttr_fast.cpu.attention import AttentionCache, attention_backward, attention_forward
+from ttr_fast.cpu.half import as_bits, as_storage
 from ttr_ref import attention as ref
 from ttr_ref.config import TimeConfig
+from ttr_ref.dropout import ATTENTION, Dropout, DropoutKey
+from ttr_ref.float_dtype import FloatDType
+from ttr_ref.time_bias import TimeBias
 from ttr_ref.timeline import Timeline, timeline_from_cu_seqlens, timeline_from_lengths
+from ttr_ref.tree import leaves_of
 
-FLOATS = {"f32": np.float32, "f64": np.float64}
-sizes = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+VARIANTS = [
+    *((kind, "f64", True) for kind in BIASES), *((kind, "f32", False) for kind in BIASES),
+    ("log", "f32", True), ("log", "f16", False), ("exp", "bf16", True),
+]  # fmt: skip
+"""Kind of bias, storage, dropout: each kernel in float64 and in float32, every storage, with and without dropout."""
+sizes = settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.fixture(autouse=True)
@@ -27,29 +37,41 @@ def both_threads() -> Iterator[None]:
     numba.set_num_threads(threads)
 
 
-def rounded_to(p: Problem, dtype: type) -> Problem:
-    """The problem as `dtype` holds it, in float64: what the oracle is given."""
-    q, k, v = (a.astype(dtype).astype(np.float64) for a in (p.q, p.k, p.v))
-    return p._replace(q=q, k=k, v=v, drop=None)
+def rounded_to(p: Problem, dtype: FloatDType) -> Problem:
+    """The problem as storage holds it, in float64: what the oracle is given."""
+    q, k, v, do = (a.astype(dtype.storage).astype(np.float64) for a in (p.q, p.k, p.v, p.do))
+    dlse = None if p.dlse is None else p.dlse.astype(dtype.compute).astype(np.float64)
+    return p._replace(q=q, k=k, v=v, do=do, dlse=dlse)
 
 
-def fast(p: Problem, dtype: type) -> tuple[ndarray, ndarray]:
-    return attention_forward(p.q.astype(dtype), p.k.astype(dtype), p.v.astype(dtype), *p.arguments[3:9])[:2]
+def forward(p: Problem, dtype: FloatDType) -> tuple[ndarray, ndarray, AttentionCache]:
+    q, k, v = (as_bits(a.astype(dtype.storage)) for a in (p.q, p.k, p.v))
+    o, lse, cache = attention_forward(q, k, v, *p.arguments[3:])
+    return as_storage(o).astype(dtype.compute), lse, cache
 
 
-@pytest.mark.parametrize("kind", BIASES)
-@pytest.mark.parametrize("name", FLOATS)
+def backward(p: Problem, dtype: FloatDType, cache: AttentionCache) -> tuple[ndarray, ndarray, ndarray, TimeBias]:
+    return attention_backward(as_bits(p.do.astype(dtype.storage)), None if p.dlse is None else p.dlse.astype(dtype.compute), cache)
+
+
+@pytest.mark.parametrize("kind, name, drops", VARIANTS, ids=str)
 @sizes
 @given(data=st.data())
-def test_equals_the_oracle(kind: str, name: str, data: st.DataObject) -> None:
-    """Packed, padded and aligned to the end, every bias, windows, grouped heads, sizes up to two and a half blocks."""
-    dtype = FLOATS[name]
+def test_equals_the_oracle(kind: str, name: str, drops: bool, data: st.DataObject) -> None:
+    """Packed, padded and aligned to the end, every bias, windows, grouped heads, sizes up to two and a half blocks; O, LSE and all gradients."""
+    dtype = FloatDType(name)
     p = rounded_to(data.draw(problems((kind,), dropout=False, most=150)), dtype)
-    expected_o, expected_lse, cache = ref.attention_forward(*p.arguments)
-    o, lse = fast(p, dtype)
-    limits = attention_limits(p, cache, float(np.finfo(dtype).eps), from_reference=True)
-    assert share(o, expected_o, 2 * limits.o) <= 1
+    if drops:
+        p = p._replace(drop=Dropout(data.draw(st.sampled_from([0.1, 0.5])), DropoutKey(data.draw(seeds), data.draw(seeds)), 8 * 3 + ATTENTION))
+    expected_o, expected_lse, expected_cache = ref.attention_forward(*p.arguments)
+    o, lse, cache = forward(p, dtype)
+    stored = 0.0 if dtype.storage == dtype.compute else float(ml_dtypes.finfo(dtype.storage).eps)
+    limits = attention_limits(p, expected_cache, float(np.finfo(dtype.compute).eps), from_reference=True, stored=stored)
+    smallest = 0.0 if stored == 0 else float(ml_dtypes.finfo(dtype.storage).smallest_subnormal)
+    assert share(o, expected_o, 2 * limits.o + smallest) <= 1
     assert share(lse, expected_lse, 2 * limits.lse) <= 1
+    gradients, expected = backward(p, dtype, cache), ref.attention_backward(p.do, p.dlse, expected_cache)
+    assert worst_share(gradients, expected, (limits.dq, limits.dk, limits.dv, limits.dbias)) <= 1
 
 
 def problem(rng: np.random.Generator, length: int, kind: str = "log", times: str = "unix", rows: int = 1, window: int | None = None) -> Problem:
@@ -61,7 +83,13 @@ def problem(rng: np.random.Generator, length: int, kind: str = "log", times: str
 
 
 def run(p: Problem) -> tuple[ndarray, ndarray]:
-    return fast(p, np.float32)
+    return forward(p, FloatDType.F32)[:2]
+
+
+def gradients_of(p: Problem) -> tuple[ndarray, ...]:
+    *_, cache = forward(p, FloatDType.F32)
+    dq, dk, dv, dbias = backward(p, FloatDType.F32, cache)
+    return dq, dk, dv, *leaves_of(dbias)
 
 
 def assert_same_bits(a: tuple[ndarray, ...], b: tuple[ndarray, ...]) -> None:
@@ -106,13 +134,41 @@ def test_a_row_has_the_same_bits_whatever_stands_beside_it(length: int, kind: st
     assert_same_bits(run(alone._replace(at_q=moved, at_k=moved)), one)
 
 
+@given(length=st.integers(1, 200), window=st.none() | st.integers(1, 150), seed=seeds)
+@settings(max_examples=20)
+def test_gradients_have_the_same_bits_whatever_stands_beside(length: int, window: int | None, seed: int) -> None:
+    """One and two threads; a row alone or in a batch, those of the bias's parameters apart: they are sums over the batch."""
+    rng = np.random.default_rng(seed)
+    p = problem(rng, length, rows=3, window=window)._replace(do=rng.standard_normal((3, 4, length, 6)).astype(np.float32))
+    whole = gradients_of(p)
+    numba.set_num_threads(1)
+    assert_same_bits(gradients_of(p), whole)
+    one, places = slice(1, 2), slice(None)
+    alone = p._replace(q=p.q[one], k=p.k[one], v=p.v[one], do=p.do[one], at_q=p.at_q.places(one, places), at_k=p.at_k.places(one, places))
+    assert_same_bits(gradients_of(alone)[:3], tuple(a[one] for a in whole[:3]))
+
+
+def test_numbers_that_are_none_reach_only_what_reads_them() -> None:
+    """A NaN in a token's q, k, v and dO: the gradients of documents and of tokens it has nothing to do with keep their bits."""
+    rng = np.random.default_rng(8)
+    p = problem(rng, 200, rows=1, window=40)._replace(do=rng.standard_normal((1, 4, 200, 6)).astype(np.float32))
+    clean = gradients_of(p)
+    spoiled = [a.copy() for a in (p.q, p.k, p.v, p.do)]
+    for a in spoiled:
+        a[:, :, 150] = np.nan
+    dirty = gradients_of(p._replace(q=spoiled[0], k=spoiled[1], v=spoiled[2], do=spoiled[3]))
+    assert_same_bits(tuple(a[:, :, : 150 - 2 * 39] for a in dirty[:3]), tuple(a[:, :, : 150 - 2 * 39] for a in clean[:3]))
+    assert_same_bits((dirty[0][:, :, :150],), (clean[0][:, :, :150],))
+    assert np.isnan(dirty[0][:, :, 150:190]).all()
+
+
 def test_extreme_scores() -> None:
     """One-hot logits of ±1e5, references that must move, scores all −∞ or equal, subnormal values: finite where the oracle is, and as near."""
     rng = np.random.default_rng(3)
     for scale in (1e-40, 30.0, 300.0):
         p = problem(rng, 190)
         p = p._replace(q=(p.q * np.float32(scale)))
-        exact = rounded_to(p, np.float32)
+        exact = rounded_to(p, FloatDType.F32)
         expected_o, expected_lse, cache = ref.attention_forward(*exact.arguments)
         o, lse = run(p)
         limits = attention_limits(exact, cache, float(np.finfo(np.float32).eps), from_reference=True)

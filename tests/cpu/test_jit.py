@@ -43,6 +43,36 @@ def test_what_another_file_changes_is_compiled_again(tmp_path: Path) -> None:
     assert run(tmp_path, NUMBA_BOUNDSCHECK="1") == [206, 215, 0, 0]
 
 
+SISTERS = """
+import sys
+from ttr_fast.cpu.jit import kernel
+def make(n):
+    @kernel(n)
+    def part(x):
+        return x * n
+    @kernel(n)
+    def whole(x):
+        total = 0
+        for i in range(x):
+            total += part(i)
+        return total
+    return whole
+print(*(make(int(n))(3) for n in sys.argv[1:]))
+"""
+
+
+def test_sisters_compiled_by_different_processes_stay_apart(tmp_path: Path) -> None:
+    """Each of two processes compiles one; a third loads both. Their symbols must not meet."""
+    program = tmp_path / "sisters.py"
+    program.write_text(SISTERS)
+    variables = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    outputs = [
+        subprocess.run([sys.executable, program, *which], env=variables, capture_output=True, text=True, check=True).stdout.split()
+        for which in (["2"], ["50"], ["2", "50"])
+    ]
+    assert outputs == [["6"], ["150"], ["6", "150"]]
+
+
 def test_a_cache_that_cannot_be_written_is_passed_over(tmp_path: Path) -> None:
     """A file stands where the folder should be: the next place serves."""
     (tmp_path / "file").touch()

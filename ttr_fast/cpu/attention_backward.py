@@ -16,7 +16,7 @@ from ttr_fast.cpu import simd
 from ttr_fast.cpu.attention_dropout import LANES, THIRD, draw_by_query
 from ttr_fast.cpu.attention_forward import Spec, taken_as_it_is, taken_converted
 from ttr_fast.cpu.attention_tiles import BLOCK, MASK_STRIDE, score_gradients
-from ttr_fast.cpu.jit import kernel
+from ttr_fast.cpu.jit import inner, kernel
 from ttr_fast.cpu.tiles import multiply
 from ttr_fast.cpu.time_bias import LOG2E, SHIFTS, sums_size
 
@@ -29,7 +29,7 @@ def backward_kernel(spec: Spec) -> Any:
     take = taken_as_it_is(spec) if spec.dtype == f.__name__ else taken_converted(spec)
     collected = sums_size(kind, terms, lanes)
 
-    @kernel(spec)
+    @inner(spec)
     def brackets(o, do, dlse, delta, first, last, width):
         """delta[i] = dO_i · O_i − dLSE_i."""
         for i in range(first, last):
@@ -38,14 +38,14 @@ def backward_kernel(spec: Spec) -> Any:
                 total = simd.fma(simd.load(o, d), simd.load(do, d), total)
             delta[i] = simd.total(total) - dlse[i]
 
-    @kernel(spec)
+    @inner(spec)
     def has_no_number(a, first, last):
         spoiled = False
         for i in range(first, last):
             spoiled |= not abs(a[i]) < np.inf
         return spoiled
 
-    @kernel(spec)
+    @inner(spec)
     def add_product(n, rows, left, left_row, left_step, right, right_at, out, out_at, lo, hi, by_row, width):
         """out[r] += Σ_s left[r, s] right[s] for `rows` rows and s < n; by_row: only s in lo[r] … hi[r], so that nothing else is touched."""
         if by_row:
@@ -63,7 +63,7 @@ def backward_kernel(spec: Spec) -> Any:
             for r in range(whole, rows):
                 multiply(n, left, r * left_row, left_row, left_step, right, right_at + d, width, out, out_at + r * width + d, width, 1, 1)
 
-    @kernel(spec)
+    @inner(spec)
     def weigh_block(q, do, at, rows, n, kt, vt, minus_lse, minus_delta, u, w, y, lo, hi, masked, par, mask, skipped, p, ds, sums, width):
         """P and dS of `rows` queries and n keys."""
         for j in range(0, n, lanes):
@@ -89,14 +89,14 @@ def backward_kernel(spec: Spec) -> Any:
                     p, ds, sums, 1
                 )  # fmt: skip
 
-    @kernel(spec)
+    @inner(spec)
     def draw_tile(rows, n, group, query, draw, factor, mask):
         """Dropout's mask of a tile whose first key stands in the group."""
         for i in range(0, rows, 4):
             for j in range(0, n + 3, LANES):
                 draw_by_query(mask, i * MASK_STRIDE + j, MASK_STRIDE, group + j // 4, query + i, draw, factor)
 
-    @kernel(spec)
+    @inner(spec)
     def fill_y(times, keys, own, causal, rate, u, w, y):
         """The scaled differences of times of a masked block, in the forward's arithmetic; the last key's again in lanes without a key."""
         for i in range(times.size):
@@ -105,7 +105,7 @@ def backward_kernel(spec: Spec) -> Any:
                 delta = max(delta, 0.0) if causal else abs(delta)
                 y[i * BLOCK + j] = f(delta * rate + shift) if own or not causal else u[i] + w[j]
 
-    @kernel(spec)
+    @inner(spec)
     def one_tile(q, k, v, do, lse, delta, dq, dk, dv, q_start, k_start, row_start, heads, table, time_q, time_k, tile, causal, window, scale,
                  rates, parameters, partial, draws, factor, scratch, width):  # fmt: skip
         """One tile of keys against all queries that read them. q_start, row_start: of each head that shares the keys."""
@@ -131,7 +131,7 @@ def backward_kernel(spec: Spec) -> Any:
         begin = max(first_q, j0) if causal else first_q
         end = min(first_q + n_all - 1, j0 + n - 1 + window - 1)
         for head in range(q_start.size):
-            for number in range(begin // BLOCK, end // BLOCK + 1):
+            for number in range(begin // BLOCK, (end // BLOCK if begin <= end else begin // BLOCK - 1) + 1):
                 p0, p1 = max(number * BLOCK, begin), min(number * BLOCK + BLOCK, end + 1)
                 rows, at, row = p1 - p0, q_start[head] + (p0 - first_q) * width, row_start[head] + p0 - first_q
                 times, block_start, rate = time_q[p0 - first_q : p1 - first_q], number * BLOCK, rates[heads + head]

@@ -17,7 +17,7 @@ from numba import prange
 from ttr_fast.cpu import simd
 from ttr_fast.cpu.attention_dropout import LANES, THIRD, draw_by_key
 from ttr_fast.cpu.attention_tiles import BLOCK, add_bias, raw_scores, scores_to_weights
-from ttr_fast.cpu.jit import kernel
+from ttr_fast.cpu.jit import inner, kernel
 from ttr_fast.cpu.tiles import multiply
 from ttr_fast.cpu.time_bias import SHIFTS
 from ttr_ref.config import BiasKind
@@ -46,7 +46,7 @@ class Spec(NamedTuple):
 def taken_as_it_is(spec: Spec) -> Any:
     """How a kernel takes n rows of an array that lies in the type of arithmetic: (array, index)."""
 
-    @kernel(spec)
+    @inner(spec)
     def take(a, at, n, width, panel):
         return a, at
 
@@ -57,7 +57,7 @@ def taken_converted(spec: Spec) -> Any:
     """How a kernel takes n rows of an array in 16-bit storage: converted into the panel."""
     lanes = spec.lanes
 
-    @kernel(spec)
+    @inner(spec)
     def take(a, at, n, width, panel):
         for x in range(0, n * width, lanes):
             simd.store(simd.load(a, at + x), panel, x)
@@ -69,7 +69,7 @@ def taken_converted(spec: Spec) -> Any:
 def draw_of_head(spec: Spec) -> Any:
     """A copy of `draw` with the third counter filled in."""
 
-    @kernel(spec)
+    @inner(spec)
     def drawn_for(draw, third):
         mine = draw.copy()
         mine[THIRD] = np.uint32(third)
@@ -87,7 +87,7 @@ def forward_kernel(spec: Spec) -> Any:
     highest = f(60.0)
     unset = f(-np.inf)
 
-    @kernel(spec)
+    @inner(spec)
     def differences(time_q, time_k, n_q, n_k, rate, causal, y):
         """y (n_k, BLOCK) from differences in float64."""
         for j in range(n_k):
@@ -96,7 +96,7 @@ def forward_kernel(spec: Spec) -> Any:
                 delta = max(delta, 0.0) if causal else abs(delta)
                 y[j * BLOCK + i] = f(delta * rate + shift)
 
-    @kernel(spec)
+    @inner(spec)
     def weigh(n, lo, hi, width, weights, ready, tops, moved, sums, values):
         """Scores to weights where query i reads the keys lo[i] … hi[i] of n: new references where they are due, the sum of each row added."""
         for i in range(BLOCK):
@@ -127,7 +127,7 @@ def forward_kernel(spec: Spec) -> Any:
                 simd.store(p, weights, j * BLOCK + i)
             simd.store(simd.add(simd.load(sums, i), total), sums, i)
 
-    @kernel(spec)
+    @inner(spec)
     def masked_tile(k, k_at, n, lo, hi, width, packed, y, start, ready, tops, moved, sums, weights, values, parameters):
         """One tile step by step."""
         for i in range(BLOCK):
@@ -140,7 +140,7 @@ def forward_kernel(spec: Spec) -> Any:
         add_bias(kind, terms, parameters, y, weights, n)
         weigh(n, lo, hi, width, weights, ready, tops, moved, sums, values)
 
-    @kernel(spec)
+    @inner(spec)
     def whole_tile(k, k_at, n, width, packed, u, w, start, tile_sums, tile_tops, weights, parameters):
         """One tile that all queries read whole; False if some score is too large, and nothing has happened then."""
         for i in range(BLOCK):
@@ -158,7 +158,7 @@ def forward_kernel(spec: Spec) -> Any:
             largest = simd.vmax(simd.load(tile_tops, i), largest)
         return not simd.largest(largest) > highest
 
-    @kernel(spec)
+    @inner(spec)
     def drop_weights(n, key, query, draw, factor, mask, weights):
         """weights ∘ dropout's mask, for n keys from position `key` on."""
         skipped = key % 4
@@ -168,7 +168,7 @@ def forward_kernel(spec: Spec) -> Any:
         for x in range(n * BLOCK):
             weights[x] *= mask[skipped * BLOCK + x]
 
-    @kernel(spec)
+    @inner(spec)
     def add_values(v, v_at, n, lo, hi, masked, width, weights, values):
         """values += weightsᵀ V. With a mask, numbers that are none may stand where a query does not read: then each row takes its own keys."""
         if masked:
@@ -187,7 +187,7 @@ def forward_kernel(spec: Spec) -> Any:
             for i in range(0, BLOCK, 16):
                 multiply(n, weights, i, 1, BLOCK, v, v_at + d, width, values, i * width + d, width, 16, 1)
 
-    @kernel(spec)
+    @inner(spec)
     def block(q, k, v, o, lse, q_at, k_at, lse_at, table, time_q, time_k, number, causal, window, width, scale, rate, parameters, draw, factor,
               scratch):  # fmt: skip
         """Queries of block `number` of one head of one document; *_at: where the head's document starts in the flat arrays."""
