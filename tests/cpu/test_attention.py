@@ -66,7 +66,8 @@ def test_equals_the_oracle(kind: str, name: str, drops: bool, data: st.DataObjec
     expected_o, expected_lse, expected_cache = ref.attention_forward(*p.arguments)
     o, lse, cache = forward(p, dtype)
     stored = 0.0 if dtype.storage == dtype.compute else float(ml_dtypes.finfo(dtype.storage).eps)
-    limits = attention_limits(p, expected_cache, float(np.finfo(dtype.compute).eps), from_reference=True, stored=stored)
+    compute = np.finfo(dtype.compute)
+    limits = attention_limits(p, expected_cache, float(compute.eps), from_reference=True, stored=stored, flushed=float(compute.tiny))
     smallest = 0.0 if stored == 0 else float(ml_dtypes.finfo(dtype.storage).smallest_subnormal)
     assert share(o, expected_o, 2 * limits.o + smallest) <= 1
     assert share(lse, expected_lse, 2 * limits.lse) <= 1

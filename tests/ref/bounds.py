@@ -60,11 +60,14 @@ def bias_size(params: TimeBias, b: ndarray) -> ndarray:
             return np.abs(b)
 
 
-def attention_limits(p: Problem, cache: AttentionCache, eps: float = EPS, from_reference: bool = False, stored: float = 0.0) -> AttentionLimits:
+def attention_limits(
+    p: Problem, cache: AttentionCache, eps: float = EPS, from_reference: bool = False, stored: float = 0.0, flushed: float = 0.0
+) -> AttentionLimits:
     """Limits of one computation of `p`, from the probabilities in `cache`; two computations may differ by twice as much.
 
     from_reference: each score's sum starts at minus the row's reference, so that all its D roundings are of that size too, and `log` rounds 1 + Δ/c
     before it takes the logarithm, which moves the bias by a few eps of s. stored: eps of the type in which O is kept, also for backward's dO · O.
+    flushed: the weight below which a weight is 0.
 
     A score is a sum of D products and a bias of a few roundings; what is exponentiated is a difference of scores, rounded to their size.
     An error ε of the exponents is a relative error of 2ε of the probabilities; the sum over T_k keys and an online softmax add 3 roundings a key.
@@ -90,10 +93,12 @@ def attention_limits(p: Problem, cache: AttentionCache, eps: float = EPS, from_r
     dlse = 0 if p.dlse is None else np.abs(p.dlse)[..., None]
     g = prob * (mask * (np.abs(p.do) @ np.abs(v).swapaxes(-1, -2)) + (np.abs(p.do) * o_size).sum(-1, keepdims=True) + dlse)
     per_entry = 2 * r + (width + keys + 10) * eps
+    lost = flushed * read * (1 + mask)
     rounded = stored * prob * (np.abs(p.do) * o_size).sum(-1, keepdims=True)
+    rounded = rounded + lost * (np.abs(p.do) @ np.abs(v).swapaxes(-1, -2) + (np.abs(p.do) * o_size).sum(-1, keepdims=True) + dlse)
     dq = (g * per_entry + rounded) @ np.abs(k) * scale
     dk = (g * (per_entry + q.shape[2] * eps) + rounded).swapaxes(-1, -2) @ np.abs(q) * scale
-    dv = (dropped * (r + (q.shape[2] + 4) * eps)).swapaxes(-1, -2) @ np.abs(p.do)
+    dv = (dropped * (r + (q.shape[2] + 4) * eps) + lost).swapaxes(-1, -2) @ np.abs(p.do)
     pairs = q.shape[0] * q.shape[2] * keys
     dbias = bias_gradient_size(g * (per_entry + (pairs + 20) * eps) + rounded, bias_cache)
     if isinstance(p.bias, (ExpBias, TableBias)):  # coefficients off by a few eps of 1, not of themselves
@@ -103,7 +108,7 @@ def attention_limits(p: Problem, cache: AttentionCache, eps: float = EPS, from_r
     def summed(x: ndarray) -> ndarray:
         return x.reshape(x.shape[0], groups, -1, *x.shape[2:]).sum(2)
 
-    return AttentionLimits((r + stored) * o_size, lse, dq, summed(dk), summed(dv), dbias)
+    return AttentionLimits((r + stored) * o_size + lost @ np.abs(v), lse, dq, summed(dk), summed(dv), dbias)
 
 
 def bias_gradient_size(g: ndarray, bias_cache: Any) -> TimeBias:
