@@ -146,19 +146,28 @@ class Emitter:
         """LANES items of an array of `item`, in the type of arithmetic."""
         if item in (types.float32, types.float64):
             return self.b.load(self.b.bitcast(pointer, self.vector_type.as_pointer()), align=self.bytes)
-        bits = self.b.load(self.b.bitcast(pointer, ir.VectorType(I16, self.lanes).as_pointer()), align=2)
-        if item == types.uint16:
-            return half.bf16_to_f32(self.b, bits, self.lanes)
-        return half.f16_to_f32(self.context, self.b, bits, self.lanes)
+        return self.from_storage(self.b.load(self.b.bitcast(pointer, ir.VectorType(I16, self.lanes).as_pointer()), align=2), item)
 
     def store(self, v: ir.Value, pointer: ir.Value, item: Any) -> None:
         """The inverse, rounded once to the storage of `item`."""
-        align = self.bytes
-        if item not in (types.float32, types.float64):
-            align = 2
-            bf16 = item == types.uint16
-            v = half.f32_to_bf16(self.b, v, self.lanes) if bf16 else half.f32_to_f16(self.context, self.b, v, self.lanes)
-        self.b.store(v, self.b.bitcast(pointer, v.type.as_pointer()), align=align)
+        v = self.to_storage(v, item)
+        self.b.store(v, self.b.bitcast(pointer, v.type.as_pointer()), align=self.bytes if item in (types.float32, types.float64) else 2)
+
+    def from_storage(self, stored: ir.Value, item: Any) -> ir.Value:
+        """A vector as it lies in memory, in the type of arithmetic."""
+        if item in (types.float32, types.float64):
+            return stored
+        if item == types.uint16:
+            return half.bf16_to_f32(self.b, stored, self.lanes)
+        return half.f16_to_f32(self.context, self.b, stored, self.lanes)
+
+    def to_storage(self, v: ir.Value, item: Any) -> ir.Value:
+        """The inverse, rounded once."""
+        if item in (types.float32, types.float64):
+            return v
+        if item == types.uint16:
+            return half.f32_to_bf16(self.b, v, self.lanes)
+        return half.f32_to_f16(self.context, self.b, v, self.lanes)
 
     def polynomial(self, coefficients: tuple[float, ...], x: ir.Value) -> ir.Value:
         """Horner's rule."""

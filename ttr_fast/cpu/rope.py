@@ -1,0 +1,121 @@
+"""Rotary embedding on the CPU; the mathematics is in ttr_ref/rope.py.
+
+One pass takes the rows of the projection, features of one head after the other, and writes what attention reads: an axis of heads before that of
+places, head widths filled up with zeros to a multiple of 16. Angles are formed once for all layers that share ω, in float64, with the oracle's own
+roundings; their cosine and sine (N, D/2) are kept in the type of arithmetic. Backward does the same in the other direction.
+"""
+
+import numpy as np
+from numba import prange
+
+from ttr_fast.cpu import rows, simd
+from ttr_fast.cpu.jit import kernel
+from ttr_fast.cpu.rows import CHUNK
+from ttr_ref.config import BlockConfig
+
+
+@kernel(parallel=True)
+def angles(position, tau, theta, omega, cos, sin):
+    """cos, sin (N, len(theta) + len(omega)): of position · θ, then of τ · ω."""
+    n, pairs = cos.shape
+    by_index = theta.size
+    for unsigned in prange(n):
+        i = np.int64(unsigned)
+        for k in range(0, by_index, 8):
+            x = rows.phase(simd.mul(simd.splat(np.float64(position[i])), rows.load_part(theta, k, by_index - k)))
+            rows.store_part(rows.cosine(x), cos, i * pairs + k, by_index - k)
+            rows.store_part(rows.sine(x), sin, i * pairs + k, by_index - k)
+        for k in range(0, omega.size, 8):
+            x = rows.phase(simd.mul(simd.splat(tau[i]), rows.load_part(omega, k, omega.size - k)))
+            rows.store_part(rows.cosine(x), cos, i * pairs + by_index + k, omega.size - k)
+            rows.store_part(rows.sine(x), sin, i * pairs + by_index + k, omega.size - k)
+
+
+def rope_angles(position, tau, omega, config: BlockConfig, cos, sin) -> None:
+    """position (N,) int64, tau (N,) and omega float64: ω of the pairs turned by time, the last ones. cos, sin (N, D/2) float32 or float64."""
+    by_index = np.arange(config.head_dim // 2 - omega.size)
+    angles(position, tau, config.rope_base ** (-2.0 * by_index / config.head_dim), omega, cos, sin)
+
+
+@kernel()
+def turn_row(source, source_at, cos, sin, angle_at, d, target, target_at, sign):
+    """One head of one token, from D features to as many as `target`'s rows have, or back."""
+    lanes = rows.lanes_of(source)
+    width = target.shape[3] if target.ndim == 4 else d
+    for k in range(0, width, lanes):
+        x = rows.load_part(source, source_at + k, d - k)
+        c, s = rows.load_twice(cos, angle_at + k // 2, (d - k) // 2), rows.load_twice(sin, angle_at + k // 2, (d - k) // 2)
+        y = simd.fma(x, c, simd.mul(rows.turn(x), simd.mul(s, rows.full(source, sign))))
+        rows.store_part(y, target, target_at + k, width - k)
+
+
+@kernel()
+def copy_row(source, source_at, d, target, target_at):
+    """The same without a turn."""
+    lanes = rows.lanes_of(source)
+    width = target.shape[3] if target.ndim == 4 else d
+    for k in range(0, width, lanes):
+        rows.store_part(rows.load_part(source, source_at + k, d - k), target, target_at + k, width - k)
+
+
+@kernel(parallel=True)
+def rope_forward(qkv, cos, sin, d, q, k, v):
+    """qkv (N, (H + 2G) D); cos, sin (N, D/2); q (B, H, T, width), k and v (B, G, T, width): queries and keys turned; zeros behind D features."""
+    b_all, heads, t_all, width = q.shape
+    groups, features = k.shape[1], qkv.shape[1]
+    for unsigned in prange(b_all * t_all):
+        i = np.int64(unsigned)
+        b, t = i // t_all, i % t_all
+        for h in range(heads):
+            turn_row(qkv, i * features + h * d, cos, sin, i * (d // 2), d, q, ((b * heads + h) * t_all + t) * width, 1)
+        for g in range(groups):
+            at = ((b * groups + g) * t_all + t) * width
+            turn_row(qkv, i * features + (heads + g) * d, cos, sin, i * (d // 2), d, k, at, 1)
+            copy_row(qkv, i * features + (heads + groups + g) * d, d, v, at)
+
+
+@kernel()
+def add_angle_gradient(y, dy, at, width, tau, partial, row):
+    """partial[row] += τ · (dy ∘ J y): both features of a pair, side by side."""
+    for k in range(0, width, rows.lanes_of(y)):
+        rows.add_wide(simd.mul(simd.load(dy, at + k), rows.turn(simd.load(y, at + k))), tau, partial, row * width + k)
+
+
+@kernel(parallel=True)
+def turn_back(dq, dk, dv, q, k, cos, sin, tau, d, by_time, dqkv, partial):
+    """Chunks of tokens."""
+    b_all, heads, t_all, width = q.shape
+    groups, features = k.shape[1], dqkv.shape[1]
+    n = b_all * t_all
+    for unsigned in prange((n + CHUNK - 1) // CHUNK):
+        c = np.int64(unsigned)
+        partial[c] = 0
+        for i in range(c * CHUNK, min(n, c * CHUNK + CHUNK)):
+            b, t = i // t_all, i % t_all
+            for h in range(heads):
+                at = ((b * heads + h) * t_all + t) * width
+                turn_row(dq, at, cos, sin, i * (d // 2), d, dqkv, i * features + h * d, -1)
+                if by_time:
+                    add_angle_gradient(q, dq, at, width, tau[i], partial, c)
+            for g in range(groups):
+                at = ((b * groups + g) * t_all + t) * width
+                turn_row(dk, at, cos, sin, i * (d // 2), d, dqkv, i * features + (heads + g) * d, -1)
+                copy_row(dv, at, d, dqkv, i * features + (heads + groups + g) * d)
+                if by_time:
+                    add_angle_gradient(k, dk, at, width, tau[i], partial, c)
+
+
+@kernel()
+def rope_backward(dq, dk, dv, q, k, cos, sin, tau, d, dqkv, domega, partial):
+    """dqkv (N, (H + 2G) D) from dq, dk, dv, which are shaped like q, k, v of rope_forward; domega float64, one for each pair turned by time.
+
+    q, k: what rope_forward wrote; tau (N,) float64. partial (rows.chunks_of(N), width) float64 is scratch.
+    """
+    by_time = domega.size
+    turn_back(dq, dk, dv, q, k, cos, sin, tau, d, by_time > 0, dqkv, partial)
+    first = d // 2 - by_time
+    for p in range(by_time):
+        s = 0.0
+        for c in range(partial.shape[0]):
+            s += partial[c, 2 * (first + p)] + partial[c, 2 * (first + p) + 1]
+        domega[p] = s

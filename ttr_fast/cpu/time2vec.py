@@ -1,0 +1,61 @@
+"""Time2Vec on the CPU; the mathematics is in ttr_ref/time2vec.py.
+
+Phases are formed and reduced in float64 with the oracle's own roundings, and so are sine and cosine (vectors of eight); only the result is rounded.
+Backward forms the phases again. Its sums over tokens run in float64, chunk by chunk of tokens (rows.py).
+"""
+
+import numpy as np
+from numba import prange
+
+from ttr_fast.cpu import rows, simd
+from ttr_fast.cpu.jit import kernel
+from ttr_fast.cpu.rows import CHUNK
+
+
+@kernel()
+def elapsed(time, document, origin, unit, tau):
+    """τ (N,) as ttr_ref/timeline.elapsed: origin in the type of the times, int64 or float64; 0 in padding, whose times are not read."""
+    for i in range(time.size):
+        tau[i] = np.float64(time[i] - origin) / unit if document[i] != -1 else 0.0
+
+
+@kernel()
+def phases(tau, omega, phi, k):
+    """ω τ + φ of the features k, k + 1, …, reduced; the straight line's is 0, whose cosine is 1."""
+    count = omega.size - k
+    x = simd.add(simd.mul(simd.splat(tau), rows.load_part(omega, k, count)), rows.load_part(phi, k, count))
+    x = rows.phase(x)
+    return simd.sub(x, rows.only_lane(x, -k))
+
+
+@kernel(parallel=True)
+def time2vec_forward(tau, omega, phi, y):
+    """y (N, E) of any storage; tau (N,), omega, phi (E,) float64."""
+    n, e = y.shape
+    for unsigned in prange(n):
+        i = np.int64(unsigned)
+        for k in range(0, e, 8):
+            line = rows.only_lane(simd.splat(omega[0] * tau[i] + phi[0]), -k)
+            rows.store_part(simd.add(rows.sine(phases(tau[i], omega, phi, k)), line), y, i * e + k, e - k)
+
+
+@kernel(parallel=True)
+def phase_sums(dy, tau, omega, phi, partial):
+    """partial (chunks, 2E): the sums of dphase · τ, then of dphase; a vector of features stays in registers over the tokens of a chunk."""
+    n, e = dy.shape
+    for unsigned in prange(partial.shape[0]):
+        c = np.int64(unsigned)
+        for k in range(0, e, 8):
+            domega, dphi = simd.splat(0.0), simd.splat(0.0)
+            for i in range(c * CHUNK, min(n, c * CHUNK + CHUNK)):
+                d = simd.mul(rows.load_wide(dy, i * e + k, e - k), rows.cosine(phases(tau[i], omega, phi, k)))
+                domega, dphi = simd.fma(d, simd.splat(tau[i]), domega), simd.add(dphi, d)
+            rows.store_part(domega, partial, 2 * c * e + k, e - k)
+            rows.store_part(dphi, partial, 2 * c * e + e + k, e - k)
+
+
+@kernel()
+def time2vec_backward(dy, tau, omega, phi, dparams, partial):
+    """dparams (2, E) float64: dω, then dφ; dy (N, E) of any storage. partial (rows.chunks_of(N), 2E) float64 is scratch."""
+    phase_sums(dy, tau, omega, phi, partial)
+    rows.sum_chunks(partial, dparams)
