@@ -1,4 +1,7 @@
-"""How a comparison is made: the results agree first, then samples of ours and of the peer in turn, so that a slow moment falls on both."""
+"""How a comparison is made: the results agree first, then samples of ours, of the peer and of the machine's peak in turn.
+
+So a slow moment of the machine falls on all three.
+"""
 
 import sys
 import tempfile
@@ -22,7 +25,7 @@ PAUSE = 0.02
 
 @dataclass(frozen=True)
 class Machine:
-    """What the hardware did at most on that many threads, measured in the same run."""
+    """What the hardware did at most on that many threads: its best sample of products between the samples of this comparison, and reading."""
 
     peak_gflops: float
     read_gb_per_s: float
@@ -77,16 +80,14 @@ def compare_all(comparisons: list[tuple[Case, str | None]], options: Options, sa
     """Every comparison, with a progress bar on stderr; `say` is told what runs. Raises UserError."""
     from tqdm import tqdm
 
-    machines: dict[tuple[str, int], Machine] = {}
+    machines: dict[tuple[str, int], MachineWorker] = {}
     told: set[tuple[str, int]] = set()
-    with tqdm(total=len(comparisons) * options.samples, unit="sample", file=sys.stderr, dynamic_ncols=True, disable=None) as bar:
+    with ExitStack() as run, tqdm(total=len(comparisons) * options.samples, unit="sample", file=sys.stderr, dynamic_ncols=True, disable=None) as bar:
         for case, peer in comparisons:
             bar.set_description(case.label + (f" against {peer}" if peer else ""))
             key = "f64" if case.dtype == "f64" else "f32", case.threads  # 16-bit numbers are summed as float32
             if key not in machines:
-                machines[key] = measured_machine(*key)
-                m = machines[key]
-                say(f"machine: {m.peak_gflops:.0f} GF/s in {key[0]} tiles, reads {m.read_gb_per_s:.1f} GB/s, {case.threads} threads")
+                machines[key] = MachineWorker(run.enter_context(Worker(OURS, case.threads)), key[0])
             with ExitStack() as stack:
                 workers = {side: stack.enter_context(Worker(side, case.threads)) for side in (OURS, peer) if side is not None}
                 for side, worker in workers.items():
@@ -94,42 +95,61 @@ def compare_all(comparisons: list[tuple[Case, str | None]], options: Options, sa
                         say(f"{side}: {worker.ask('describe')['text']}")
                         told.add((side, case.threads))
                 yield compared(case, peer, workers, machines[key], options, bar.update)
+    for (dtype, threads), m in machines.items():
+        say(f"the machine: {m.best:.0f} GF/s of {dtype} products in the first cache, reads {m.read_gb_per_s:.1f} GB/s, {threads} threads")
 
 
-def measured_machine(dtype: str, threads: int) -> Machine:
-    """In a process of its own."""
-    with Worker(OURS, threads) as worker:
-        return Machine(**worker.ask("machine", dtype=dtype))
+class MachineWorker:
+    """A process that measures the machine itself."""
+
+    def __init__(self, worker: Worker, dtype: str) -> None:
+        self.worker, self.best = worker, 0.0
+        self.read_gb_per_s: float = worker.ask("machine", dtype=dtype)["read_gb_per_s"]
+
+    def peak_gflops(self) -> float:
+        """One sample; the best of the run is kept."""
+        gflops: float = self.worker.ask("peak")["gflops"]
+        self.best = max(self.best, gflops)
+        return gflops
 
 
-def compared(case: Case, peer: str | None, workers: dict[str, Worker], machine: Machine, options: Options, tick: Callable[[], Any]) -> Result:
+def compared(
+    case: Case, peer: str | None, workers: dict[str, Worker], machine: MachineWorker, options: Options, tick: Callable[[], Any]
+) -> Result:
     """One comparison."""
     if peer is not None:
-        check_agreement(case, peer, workers)
+        check_agreement(case, peer)
     for worker in workers.values():
         worker.ask_case("prepare", case, least_ms=options.least_ms)
     samples: dict[str, list[float]] = {side: [] for side in workers}
+    peaks = []
     for _ in range(options.samples):
         for side, worker in workers.items():
             time.sleep(PAUSE)
             samples[side].append(worker.ask("sample")["ms"])
+        time.sleep(PAUSE)
+        peaks.append(machine.peak_gflops())
         tick()
     timings = {}
     for side, worker in workers.items():
         low, middle, high = (float(x) for x in np.percentile(samples[side], [25, 50, 75]))
         cold = cold_seconds(case, side) if options.cold else None
         timings[side] = Timing(middle, (low, high), worker.ask("memory")["peak_mib"], cold)
-    return Result(case, machine, timings[OURS], peer, timings[peer] if peer else None)
+    return Result(case, Machine(max(peaks), machine.read_gb_per_s), timings[OURS], peer, timings[peer] if peer else None)
 
 
-def check_agreement(case: Case, peer: str, workers: dict[str, Worker]) -> None:
-    """Raises UserError where the two sides compute different things: their times would say nothing."""
+def check_agreement(case: Case, peer: str) -> None:
+    """Raises UserError where the two sides compute different things: their times would say nothing.
+
+    In processes of their own, which leave nothing behind in the memory of those that are timed.
+    """
     shared = case.shared_with(peer)
     outputs = []
     with tempfile.TemporaryDirectory() as folder:
-        for side, worker in workers.items():
+        for side in (OURS, peer):
             path = Path(folder) / f"{side}.npz"
-            worker.ask_case("outputs", shared, path=str(path))
+            with Worker(side, case.threads) as worker:
+                worker.ask_case("outputs", shared, path=str(path))
             with np.load(path) as file:
                 outputs.append(dict(file))
     if fault := disagreement(shared, *outputs):

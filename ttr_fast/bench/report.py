@@ -80,13 +80,19 @@ def save_plot(path: Path, results: Sequence[Result]) -> None:
         speeds.plot(sizes, gflops, **style)
         roofline.plot([r.case.flops / r.case.bytes for r, _ in at], gflops, **style)
     intensities = [r.case.flops / r.case.bytes for r in results]
-    for machine in dict.fromkeys(r.machine for r in results):
+    best = {(r.case.dtype == "f64", r.case.threads): r.machine for r in sorted(results, key=lambda r: r.machine.peak_gflops)}
+    for machine in best.values():
         x = np.geomspace(min(0.5, *intensities), 2 * max(*intensities, machine.peak_gflops / machine.read_gb_per_s), 200)
         roofline.plot(x, np.minimum(machine.peak_gflops, machine.read_gb_per_s * x), color="0.4")
         speeds.axhline(machine.peak_gflops, color="0.4", linewidth=1)
     size = "T" if results[0].case.kind == "attention" else "size"
-    times.set(xscale="log", yscale="log", xlabel=size, ylabel="ms", title="median time of a call, quartiles")
-    speeds.set(xscale="log", xlabel=size, ylabel="GF/s", title="speed; the line is the machine's peak", ylim=(0, None))
+    for axis in (times, speeds):
+        axis.set_xscale("log")
+        sizes = sorted({r.case.size for r in results})
+        axis.set_xticks(sizes, labels=[f"{x:.4g}" for x in sizes])
+        axis.minorticks_off()
+    times.set(yscale="log", xlabel=size, ylabel="ms", title="median time of a call, quartiles")
+    speeds.set(xlabel=size, ylabel="GF/s", title="speed; the line is the machine's peak", ylim=(0, None))
     roofline.set(xscale="log", yscale="log", xlabel="operations for each byte that must move", ylabel="GF/s", title="roofline")
     for axis in (times, speeds, roofline):
         axis.spines[["top", "right"]].set_visible(False)

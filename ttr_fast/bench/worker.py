@@ -5,7 +5,8 @@
 reads requests from stdin and answers each on stdout, JSON objects a line:
 
     {"do": "describe"}                                           {"text": "NumPy 2.4.6, …"}
-    {"do": "machine", "dtype": "f32"}                            {"peak_gflops": 140.2, "read_gb_per_s": 31.0}
+    {"do": "machine", "dtype": "f32"}                            {"read_gb_per_s": 31.0}     ready for peak
+    {"do": "peak"}                                               {"gflops": 140.2}     one sample of the fastest product of tiles
     {"do": "outputs", "kind": …, "case": {…}, "path": "x.npz"}   {}     what the case gives, by name
     {"do": "first", "kind": …, "case": {…}}                      {}     called once
     {"do": "prepare", "kind": …, "case": {…}, "least_ms": 50}    {"calls": 12}     warm, inputs made; a sample is 12 calls
@@ -35,6 +36,7 @@ class Session:
         self.side, self.threads = side, threads
         self.call: Callable[[], Any] | None = None
         self.calls = 1
+        self.peak: machine.MatrixPeak | None = None
         self.baseline: float | None = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -43,7 +45,10 @@ class Session:
             case "describe":
                 return {"text": machine.description(self.side, self.threads)}
             case "machine":
-                return {"peak_gflops": machine.matrix_peak(request["dtype"]), "read_gb_per_s": machine.read_bandwidth()}
+                self.peak = machine.MatrixPeak(request["dtype"])
+                return {"read_gb_per_s": machine.read_bandwidth()}
+            case "peak" if self.peak is not None:
+                return {"gflops": self.peak.gflops()}
             case "outputs":
                 prepared = self.prepared(read_case(request))
                 np.savez(request["path"], **prepared.named(prepared.call()))  # type: ignore[arg-type]
@@ -53,12 +58,12 @@ class Session:
                 return {}
             case "prepare":
                 return self.prepare(read_case(request), request["least_ms"])
-            case "sample":
-                return self.sample()
+            case "sample" if self.call is not None:
+                return self.sample(self.call)
             case "memory":
                 peak = machine.status_mib("VmHWM")
                 return {"peak_mib": None if self.baseline is None or peak is None else peak - self.baseline}
-        raise ValueError(f"there is no request {request['do']!r}")
+        raise ValueError(f"there is no request {request['do']!r} here")
 
     def prepared(self, case: Case) -> Prepared:
         """This worker's side of the case."""
@@ -73,13 +78,11 @@ class Session:
         self.calls = machine.calls_lasting(self.call, least_ms / 1e3)
         return {"calls": self.calls}
 
-    def sample(self) -> dict[str, Any]:
+    def sample(self, call: Callable[[], Any]) -> dict[str, Any]:
         """A short call is made once unmeasured: the other process has had the caches, and threads are asleep."""
-        if self.call is None:
-            raise ValueError("a sample was asked for before prepare")
         if self.calls > 1:
-            self.call()
-        return {"ms": 1e3 * machine.seconds_of(self.call, self.calls)}
+            call()
+        return {"ms": 1e3 * machine.seconds_of(call, self.calls)}
 
 
 def read_case(request: dict[str, Any]) -> Case:
