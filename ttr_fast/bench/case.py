@@ -1,0 +1,144 @@
+"""What every kind of benchmark has in common: a case, what is called, and the options of the command."""
+
+import abc
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+
+import tyro
+from numpy import ndarray
+
+from ttr_fast.errors import UserError
+
+OURS = "ours"
+PLOT_SUFFIXES = (".png", ".pdf", ".svg")
+
+
+class Prepared(NamedTuple):
+    """One side of a case, its inputs made: what is timed, and how its result becomes named arrays for comparison."""
+
+    call: Callable[[], Any]
+    named: Callable[[Any], dict[str, ndarray]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case(abc.ABC):
+    """One problem to be timed. The module ttr_fast.bench.KIND holds a subclass called Case and SIDES, which prepare it for a side."""
+
+    kind: ClassVar[str]
+    dtype: str
+    threads: int
+    seed: int = 0
+
+    @property
+    @abc.abstractmethod
+    def flops(self) -> int:
+        """Additions and multiplications that the mathematics needs; what is computed twice counts once."""
+
+    @property
+    @abc.abstractmethod
+    def bytes(self) -> int:
+        """What has to be read or written at least: each input and each output once."""
+
+    @property
+    @abc.abstractmethod
+    def size(self) -> float:
+        """What plots have on their horizontal axis."""
+
+    @property
+    @abc.abstractmethod
+    def series(self) -> str:
+        """The case in words, without its size."""
+
+    @property
+    @abc.abstractmethod
+    def label(self) -> str:
+        """The case in words."""
+
+    @abc.abstractmethod
+    def small(self) -> Self:
+        """The same code with next to nothing to do: compiles and warms up, shows a cold start."""
+
+    def shared_with(self, peer: str) -> Self:
+        """What both sides compute alike, for the comparison before anything is timed."""
+        return self
+
+    @abc.abstractmethod
+    def limit(self, name: str) -> float:
+        """How far two correct results called `name` may lie apart, as a share of the largest entry."""
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(abc.ABC):
+    """What can be said of every benchmark."""
+
+    against: Literal["torch", "none"] = "torch"
+    """What to compare with unless --peer says it: PyTorch, or nothing."""
+    threads: tuple[int, ...] = (processors(),)
+    """Threads of each side."""
+    samples: int = 9
+    """Samples of each side; medians and quartiles are of these."""
+    least_ms: float = 50.0
+    """A sample repeats the call until it takes about this long."""
+    cold: bool = False
+    """Also time whole processes from their start to the end of a first, small call: with no compiled kernels on disk, then with them."""
+    seed: int = 0
+    """Of the inputs; both sides get the same."""
+    json: Annotated[str | None, tyro.conf.arg(metavar="FILE|-")] = None
+    """One JSON object a line for each comparison: into a file beside the table, or - for stdout in its place."""
+    plot: Path | None = None
+    """Draw time, speed and roofline into this file (.png, .pdf or .svg)."""
+
+    @abc.abstractmethod
+    def comparisons(self) -> list[tuple[Case, str | None]]:
+        """Every case with its peer, None for our side alone. Raises UserError."""
+
+    def check(self) -> None:
+        """Raises UserError for values that no benchmark can take."""
+        at_least("--samples", self.samples, 1)
+        at_least("--seed", self.seed, 0)
+        if not 0 < self.least_ms < float("inf"):
+            raise UserError(f"--least-ms must be positive, got {self.least_ms}")
+        if not self.threads or not all(1 <= n <= processors() for n in self.threads):
+            raise UserError(f"--threads must be from 1 to {processors()}, the processors there are, got {shown(self.threads)}")
+        if self.plot is not None and self.plot.suffix.lower() not in PLOT_SUFFIXES:
+            raise UserError(f"--plot {self.plot}: expected a file that ends in {', '.join(PLOT_SUFFIXES)}")
+        for name, file in (("--plot", self.plot), ("--json", None if self.json in (None, "-") else Path(str(self.json)))):
+            if file is not None and not file.absolute().parent.is_dir():
+                raise UserError(f"{name} {file}: there is no folder {file.parent}")
+
+
+def at_least(name: str, value: int | tuple[int, ...], least: int) -> None:
+    """Raises UserError for a smaller value, or for none."""
+    values = value if isinstance(value, tuple) else (value,)
+    if not values or min(values) < least:
+        raise UserError(f"{name} must be at least {least}, got {shown(values)}")
+
+
+def shown(values: tuple[Any, ...]) -> str:
+    """As on the command line."""
+    return " ".join(map(str, values)) or "nothing"
+
+
+def chosen_peers(against: str, named: tuple[str, ...], defaults: tuple[str, ...]) -> tuple[str | None, ...]:
+    """The peers of a run; None alone where nothing is compared, be it that PyTorch is not there."""
+    if against == "none" and named:
+        raise UserError(f"--against none compares with nothing, but --peer {shown(named)} was given: leave one of them out")
+    if against == "none":
+        return (None,)
+    peers = dict.fromkeys(named or defaults)
+    there = tuple(p for p in peers if not p.startswith("torch") or torch_is_installed())
+    return there or (None,)
+
+
+def torch_is_installed() -> bool:
+    """Found without importing it."""
+    return importlib.util.find_spec("torch") is not None

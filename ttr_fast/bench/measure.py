@@ -1,0 +1,186 @@
+"""How a comparison is made: the results agree first, then samples of ours, of the peer and of the machine's peak in turn.
+
+So a slow moment of the machine falls on all three.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+from ttr_fast.bench.case import OURS, Case, Options
+from ttr_fast.bench.client import Worker
+from ttr_fast.errors import UserError
+
+PAUSE = 0.02
+"""Seconds between turns: threads of the other side that wait by spinning fall asleep."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the hardware did at most on that many threads: its best sample of products between the samples of this comparison, and reading."""
+
+    peak_gflops: float
+    read_gb_per_s: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One side: milliseconds of a call, and how far memory rose."""
+
+    ms: float
+    quartiles_ms: tuple[float, float]
+    peak_mib: float | None
+    cold_seconds: tuple[float, float] | None = None
+    """From the start of a process to the end of a first small call: without and with compiled kernels on disk."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One comparison."""
+
+    case: Case
+    machine: Machine
+    ours: Timing
+    peer_name: str | None
+    peer: Timing | None
+
+    @property
+    def ratio(self) -> float | None:
+        """Above 1 ours is faster."""
+        return None if self.peer is None else self.peer.ms / self.ours.ms
+
+    def gflops(self, timing: Timing) -> float:
+        """Of either side."""
+        return self.case.flops / timing.ms / 1e6
+
+    def record(self) -> dict[str, Any]:
+        """The line of --json."""
+        ours, peer, gflops = self.ours, self.peer, self.gflops(self.ours)
+        record = {
+            "case": {"kind": self.case.kind} | asdict(self.case), "ours_ms": ours.ms, "ours_quartiles_ms": ours.quartiles_ms,
+            "peer": self.peer_name, "peer_ms": peer and peer.ms, "peer_quartiles_ms": peer and peer.quartiles_ms, "ratio": self.ratio,
+            "threads": self.case.threads, "gflops": gflops, "peer_gflops": peer and self.gflops(peer),
+            "share_of_peak": gflops / self.machine.peak_gflops, "peak_mib": ours.peak_mib, "peer_peak_mib": peer and peer.peak_mib,
+            "machine": asdict(self.machine),
+        }  # fmt: skip
+        if ours.cold_seconds is not None:
+            record |= {"ours_cold_seconds": ours.cold_seconds, "peer_cold_seconds": peer and peer.cold_seconds}
+        return record
+
+
+def compare_all(comparisons: list[tuple[Case, str | None]], options: Options, say: Callable[[str], None]) -> Iterator[Result]:
+    """Every comparison, with a progress bar on stderr; `say` is told what runs. Raises UserError."""
+    from tqdm import tqdm
+
+    machines: dict[tuple[str, int], MachineWorker] = {}
+    told: set[tuple[str, int]] = set()
+    with ExitStack() as run, tqdm(total=len(comparisons) * options.samples, unit="sample", file=sys.stderr, dynamic_ncols=True, disable=None) as bar:
+        for case, peer in comparisons:
+            bar.set_description(case.label + (f" against {peer}" if peer else ""))
+            key = "f64" if case.dtype == "f64" else "f32", case.threads  # 16-bit numbers are summed as float32
+            if key not in machines:
+                machines[key] = MachineWorker(run.enter_context(Worker(OURS, case.threads)), key[0])
+            with ExitStack() as stack:
+                workers = {side: stack.enter_context(Worker(side, case.threads)) for side in (OURS, peer) if side is not None}
+                for side, worker in workers.items():
+                    if (side, case.threads) not in told:
+                        say(f"{side}: {worker.ask('describe')['text']}")
+                        told.add((side, case.threads))
+                yield compared(case, peer, workers, machines[key], options, bar.update)
+    for (dtype, threads), m in machines.items():
+        say(f"the machine: {m.best:.0f} GF/s of {dtype} products in the first cache, reads {m.read_gb_per_s:.1f} GB/s, {threads} threads")
+
+
+class MachineWorker:
+    """A process that measures the machine itself."""
+
+    def __init__(self, worker: Worker, dtype: str) -> None:
+        self.worker, self.best = worker, 0.0
+        self.read_gb_per_s: float = worker.ask("machine", dtype=dtype)["read_gb_per_s"]
+
+    def peak_gflops(self) -> float:
+        """One sample; the best of the run is kept."""
+        gflops: float = self.worker.ask("peak")["gflops"]
+        self.best = max(self.best, gflops)
+        return gflops
+
+
+def compared(
+    case: Case, peer: str | None, workers: dict[str, Worker], machine: MachineWorker, options: Options, tick: Callable[[], Any]
+) -> Result:
+    """One comparison."""
+    if peer is not None:
+        check_agreement(case, peer)
+    for worker in workers.values():
+        worker.ask_case("prepare", case, least_ms=options.least_ms)
+    samples: dict[str, list[float]] = {side: [] for side in workers}
+    peaks = []
+    for _ in range(options.samples):
+        for side, worker in workers.items():
+            time.sleep(PAUSE)
+            samples[side].append(worker.ask("sample")["ms"])
+        time.sleep(PAUSE)
+        peaks.append(machine.peak_gflops())
+        tick()
+    timings = {}
+    for side, worker in workers.items():
+        low, middle, high = (float(x) for x in np.percentile(samples[side], [25, 50, 75]))
+        cold = cold_seconds(case, side) if options.cold else None
+        timings[side] = Timing(middle, (low, high), worker.ask("memory")["peak_mib"], cold)
+    return Result(case, Machine(max(peaks), machine.read_gb_per_s), timings[OURS], peer, timings[peer] if peer else None)
+
+
+def check_agreement(case: Case, peer: str) -> None:
+    """Raises UserError where the two sides compute different things: their times would say nothing.
+
+    In processes of their own, which leave nothing behind in the memory of those that are timed.
+    """
+    shared = case.shared_with(peer)
+    outputs = []
+    with tempfile.TemporaryDirectory() as folder:
+        for side in (OURS, peer):
+            path = Path(folder) / f"{side}.npz"
+            with Worker(side, case.threads) as worker:
+                worker.ask_case("outputs", shared, path=str(path))
+            with np.load(path) as file:
+                outputs.append(dict(file))
+    if fault := disagreement(shared, *outputs):
+        raise UserError(f"ours and {peer} disagree, so nothing was timed: {shared.label}: {fault}")
+
+
+def disagreement(case: Case, ours: dict[str, ndarray], theirs: dict[str, ndarray]) -> str | None:
+    """What differs by more than the case's limits, None if nothing does."""
+    if ours.keys() != theirs.keys():
+        return f"ours gives {', '.join(ours)}, the peer {', '.join(theirs)}"
+    for name, mine in ours.items():
+        other = theirs[name]
+        if mine.shape != other.shape:
+            return f"{name} is {mine.shape} here and {other.shape} there"
+        largest, limit = np.abs(other).max(initial=0.0), case.limit(name)
+        apart = np.abs(mine - other).max(initial=0.0)
+        if not apart <= limit * largest:  # so NaN is a disagreement
+            return f"{name} differs by {apart:.2g}, its largest entry is {largest:.2g}, the limit {limit * largest:.2g}"
+    return None
+
+
+def cold_seconds(case: Case, side: str) -> tuple[float, float]:
+    """Process, imports and a first call on a small problem: with an empty folder of compiled kernels, and again."""
+    with tempfile.TemporaryDirectory() as folder:
+        empty, warm = (one_start(case, side, folder) for _ in range(2))
+    return empty, warm
+
+
+def one_start(case: Case, side: str, folder: str) -> float:
+    """Seconds from nothing to the answer."""
+    start = time.perf_counter()
+    with Worker(side, case.threads, NUMBA_CACHE_DIR=folder) as worker:
+        worker.ask_case("first", case.small())
+        return time.perf_counter() - start

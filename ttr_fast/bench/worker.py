@@ -1,0 +1,114 @@
+"""One side of a comparison in a process of its own, so that no library's threads, memory or caches are another's.
+
+    python -m ttr_fast.bench.worker SIDE THREADS
+
+reads requests from stdin and answers each on stdout, JSON objects a line:
+
+    {"do": "describe"}                                           {"text": "NumPy 2.4.6, …"}
+    {"do": "machine", "dtype": "f32"}                            {"read_gb_per_s": 31.0}     ready for peak
+    {"do": "peak"}                                               {"gflops": 140.2}     one sample of the fastest product of tiles
+    {"do": "outputs", "kind": …, "case": {…}, "path": "x.npz"}   {}     what the case gives, by name
+    {"do": "first", "kind": …, "case": {…}}                      {}     called once
+    {"do": "prepare", "kind": …, "case": {…}, "least_ms": 50}    {"calls": 12}     warm, inputs made; a sample is 12 calls
+    {"do": "sample"}                                             {"ms": 4.1}     the mean of one sample
+    {"do": "memory"}                                             {"peak_mib": 96.0}     since prepare began to make inputs; null if unknown
+
+A request that fails is answered {"error": "…"}. The process ends with its input.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ttr_fast.bench import machine
+from ttr_fast.bench.case import Case, Prepared
+
+
+class Session:
+    """What a worker remembers between requests."""
+
+    def __init__(self, side: str, threads: int) -> None:
+        self.side, self.threads = side, threads
+        self.call: Callable[[], Any] | None = None
+        self.calls = 1
+        self.peak: machine.MatrixPeak | None = None
+        self.baseline: float | None = None
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Carries out one request."""
+        match request["do"]:
+            case "describe":
+                return {"text": machine.description(self.side, self.threads)}
+            case "machine":
+                self.peak = machine.MatrixPeak(request["dtype"])
+                return {"read_gb_per_s": machine.read_bandwidth()}
+            case "peak" if self.peak is not None:
+                return {"gflops": self.peak.gflops()}
+            case "outputs":
+                prepared = self.prepared(read_case(request))
+                np.savez(request["path"], **prepared.named(prepared.call()))  # type: ignore[arg-type]
+                return {}
+            case "first":
+                self.prepared(read_case(request)).call()
+                return {}
+            case "prepare":
+                return self.prepare(read_case(request), request["least_ms"])
+            case "sample" if self.call is not None:
+                return self.sample(self.call)
+            case "memory":
+                peak = machine.status_mib("VmHWM")
+                return {"peak_mib": None if self.baseline is None or peak is None else peak - self.baseline}
+        raise ValueError(f"there is no request {request['do']!r} here")
+
+    def prepared(self, case: Case) -> Prepared:
+        """This worker's side of the case."""
+        return side_of(case, self.side)
+
+    def prepare(self, case: Case, least_ms: float) -> dict[str, Any]:
+        """Compiled and warm; memory counts from before the inputs."""
+        self.prepared(case.small()).call()
+        self.baseline = machine.memory_baseline()
+        self.call = self.prepared(case).call
+        self.call()
+        self.calls = machine.calls_lasting(self.call, least_ms / 1e3)
+        return {"calls": self.calls}
+
+    def sample(self, call: Callable[[], Any]) -> dict[str, Any]:
+        """A short call is made once unmeasured: the other process has had the caches, and threads are asleep."""
+        if self.calls > 1:
+            call()
+        return {"ms": 1e3 * machine.seconds_of(call, self.calls)}
+
+
+def read_case(request: dict[str, Any]) -> Case:
+    """The case as its module's own class."""
+    case: Case = msgspec.convert(request["case"], type=importlib.import_module(f"ttr_fast.bench.{request['kind']}").Case)
+    return case
+
+
+def side_of(case: Case, side: str) -> Prepared:
+    """A case with its inputs, for a side."""
+    prepared: Prepared = importlib.import_module(f"ttr_fast.bench.{case.kind}").SIDES[side](case)
+    return prepared
+
+
+def main() -> None:
+    """Answers until stdin ends. What libraries print goes to stderr, not between the answers."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    session = Session(sys.argv[1], int(sys.argv[2]))
+    for line in sys.stdin.buffer:
+        try:
+            answer = session.answer(msgspec.json.decode(line))
+        except Exception as error:  # whatever it is, the parent has to hear of it
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        answers.write(msgspec.json.encode(answer) + b"\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""`ttr bench`: how fast, and against whom."""
+
+import inspect
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import tyro
+
+from ttr_fast.bench.attention import AttentionOptions
+from ttr_fast.bench.case import torch_is_installed
+from ttr_fast.bench.gemm import GemmOptions
+
+
+def told(options: type) -> str:
+    """The whole docstring: tyro itself leaves the examples out."""
+    return inspect.cleandoc(options.__doc__ or "")
+
+
+Kind = (
+    Annotated[AttentionOptions, tyro.conf.subcommand("attention", description=told(AttentionOptions))]
+    | Annotated[GemmOptions, tyro.conf.subcommand("gemm", description=told(GemmOptions))]
+)
+
+
+@tyro.conf.configure(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes)
+@dataclass(frozen=True)
+class Command:
+    """Time our kernels against those of others: the same inputs, the same threads, separate processes that take turns.
+
+    Results are compared first, and the machine's own peaks are measured in the same run. A ratio above 1 says that ours is faster.
+
+    Examples:
+
+        ttr bench attention --length 1024 4096 --pass forward both --plot attention.png
+
+        ttr bench attention --bias none log --peer torch-plain --against torch --json results.jsonl
+
+        ttr bench gemm --size 512 1024 --peer numpy
+
+        ttr bench attention --against none --cold
+    """
+
+    kind: Kind
+
+    def run(self) -> None:
+        """Measure, print, draw."""
+        from ttr_fast.bench.measure import compare_all
+        from ttr_fast.bench.report import save_plot, table
+
+        options = self.kind
+        comparisons = options.comparisons()
+        if options.against == "torch" and not torch_is_installed() and any(peer != "numpy" for _, peer in comparisons):
+            say("PyTorch is not installed, so our side is measured alone; to compare: pip install 'temporal-transformer[peers]'")
+        results = []
+        with ExitStack() as stack:
+            lines = stack.enter_context(Path(options.json).open("w")) if options.json not in (None, "-") else sys.stdout
+            for result in compare_all(comparisons, options, say):
+                results.append(result)
+                if options.json is not None:
+                    print(msgspec.json.encode(result.record()).decode(), file=lines, flush=True)
+        if options.json != "-":
+            print(table(results))
+        if options.plot is not None:
+            save_plot(options.plot, results)
+            say(f"the plot is {options.plot}")
+
+
+def say(text: str) -> None:
+    """Progress goes to stderr, results to stdout."""
+    from tqdm import tqdm
+
+    tqdm.write(text, file=sys.stderr)
