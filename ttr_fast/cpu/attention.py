@@ -6,7 +6,7 @@ Nothing of size T × T exists (Dao et al. 2022, arXiv:2205.14135): attention_for
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Inexact, Shaped, UInt32
+from jaxtyping import Inexact, Int64, Shaped, UInt32
 from numba import get_num_threads
 from numpy import ndarray
 
@@ -15,6 +15,7 @@ from ttr_fast.cpu.attention_forward import Spec, forward_kernel
 from ttr_fast.cpu.attention_plan import Documents, documents_of, tiles_of, work_items
 from ttr_fast.cpu.attention_tiles import BLOCK, MASK_STRIDE
 from ttr_fast.cpu.time_bias import LOG2E, bias_gradient, bias_table, sums_size
+from ttr_fast.cpu.workspace import Workspace
 from ttr_ref.config import TimeConfig
 from ttr_ref.dropout import Dropout
 from ttr_ref.time_bias import TimeBias
@@ -25,6 +26,23 @@ PADDED_TO = 16
 NO_WINDOW = np.iinfo(np.int64).max // 4
 
 
+class AttentionPlan(NamedTuple):
+    """How one batch is attended to: its documents, the work items of the forward, the first key tile of each document for the backward."""
+
+    documents: Documents
+    items: Int64[ndarray, "n 3"]
+    first_tile: Int64[ndarray, "n_plus_1"]
+    causal: bool
+    window: int
+
+
+def plan_attention(at_q: Timeline, at_k: Timeline, heads: int, causal: bool, window: int | None) -> AttentionPlan:
+    """Raises ValueError if a causal document's times go backwards."""
+    documents = documents_of(at_q, at_k, causal)
+    reach = NO_WINDOW if window is None else window
+    return AttentionPlan(documents, work_items(documents, heads, causal), tiles_of(documents), causal, reach)
+
+
 class AttentionCache(NamedTuple):
     """What backward needs. Heads are filled up with zeros to `width`; d is their true width."""
 
@@ -33,29 +51,34 @@ class AttentionCache(NamedTuple):
     v: Shaped[ndarray, "B G T_k width"]
     o: Shaped[ndarray, "B H T_q width"]
     lse: Inexact[ndarray, "B H T_q"]
-    documents: Documents
+    plan: AttentionPlan
     bias: TimeBias
     time: TimeConfig
-    causal: bool
-    window: int
     drop: Dropout | None
     d: int
 
 
+def padded_width(d: int) -> int:
+    """The width to which a head of d features is filled up with zeros."""
+    return -(-d // PADDED_TO) * PADDED_TO
+
+
 def filled_up(a: Shaped[ndarray, "B heads T D"]) -> Shaped[ndarray, "B heads T width"]:
-    """Zeros behind the features of each head, up to a multiple of PADDED_TO."""
+    """Zeros behind the features of each head."""
     d = a.shape[-1]
-    return np.ascontiguousarray(np.pad(a, ((0, 0), (0, 0), (0, 0), (0, -d % PADDED_TO))))
+    return np.ascontiguousarray(np.pad(a, ((0, 0), (0, 0), (0, 0), (0, padded_width(d) - d))))
 
 
-def scratch_of(dtype: np.dtype, width: int, counts: tuple[int, int, int, int]) -> tuple[ndarray, ndarray, ndarray, ndarray]:
+def scratch_of(
+    workspace: Workspace, dtype: np.dtype, width: int, counts: tuple[int, int, int, int]
+) -> tuple[ndarray, ndarray, ndarray, ndarray]:
     """For each thread that many (BLOCK, width) panels, tiles, vectors of BLOCK numbers and of BLOCK integers."""
     workers, (panels, squares, vectors, limits) = get_num_threads(), counts
     return (
-        np.empty((workers, panels, BLOCK * width), dtype),
-        np.empty((workers, squares, (BLOCK + 4) * BLOCK), dtype),
-        np.empty((workers, vectors, BLOCK), dtype),
-        np.empty((workers, limits, BLOCK), np.int64),
+        workspace.array("attention.panels", (workers, panels, BLOCK * width), dtype),
+        workspace.array("attention.squares", (workers, squares, (BLOCK + 4) * BLOCK), dtype),
+        workspace.array("attention.vectors", (workers, vectors, BLOCK), dtype),
+        workspace.array("attention.limits", (workers, limits, BLOCK), np.int64),
     )
 
 
@@ -65,6 +88,50 @@ def drawing(drop: Dropout | None, compute: np.dtype) -> tuple[UInt32[ndarray, "5
         return np.zeros(5, np.uint32), np.ones((), compute)[()]
     words = (round(drop.p * 2**32), 0, drop.site, drop.key.seed, drop.key.step)
     return np.array([w % 2**32 for w in words], np.uint32), compute.type(1 / (1 - drop.p))
+
+
+def attend(cache: AttentionCache, workspace: Workspace) -> None:
+    """Fill the cache's O and LSE. Places without a query keep what is there."""
+    q, k, v, o, lse, plan, bias, time, drop, d = cache
+    (_, heads, t_q, width), groups, t_k = q.shape, k.shape[1], k.shape[2]
+    table = bias_table(bias, time, heads)
+    spec = Spec(q.dtype.name, table.kind, table.terms, drop is not None)
+    compute, documents = np.dtype(spec.compute), plan.documents
+    forward_kernel(spec)(
+        q.reshape(-1), k.reshape(-1), v.reshape(-1), o.reshape(-1), lse.reshape(-1), (heads, groups, t_q, t_k, width), documents.table,
+        documents.time_q, documents.time_k, plan.items, plan.causal, plan.window, compute.type(LOG2E / np.sqrt(d)), table.rate,
+        table.parameters.astype(compute), *drawing(drop, compute), scratch_of(workspace, compute, width, (5, 3, 7, 3))
+    )  # fmt: skip
+
+
+def attend_backward(
+    do: Shaped[ndarray, "B H T_q width"],
+    dlse: Inexact[ndarray, "B H T_q"],
+    dq: Inexact[ndarray, "B H T_q width"],
+    dk: Inexact[ndarray, "B G T_k width"],
+    dv: Inexact[ndarray, "B G T_k width"],
+    cache: AttentionCache,
+    workspace: Workspace,
+) -> TimeBias:
+    """Fill dq, dk, dv; the gradients of the bias's parameters."""
+    q, k, v, o, lse, plan, bias, time, drop, d = cache
+    (_, heads, t_q, width), groups, t_k = q.shape, k.shape[1], k.shape[2]
+    table, dtype, documents = bias_table(bias, time, heads), lse.dtype, plan.documents
+    lanes = 64 // dtype.itemsize
+    collected = sums_size(table.kind, table.terms, lanes)
+    partial = workspace.zeros("attention.partial", (int(plan.first_tile[-1]), heads, max(collected // lanes, 1)), np.float64)
+    panels, squares, vectors, limits = scratch_of(workspace, dtype, width, (7, 3, 4, 4))
+    sums = workspace.array("attention.sums", (panels.shape[0], collected), dtype)
+    masks = workspace.array("attention.masks", (panels.shape[0], BLOCK * MASK_STRIDE), dtype)
+    for a in (dq, dk, dv):
+        a.fill(0)
+    backward_kernel(Spec(q.dtype.name, table.kind, table.terms, drop is not None))(
+        q.reshape(-1), k.reshape(-1), v.reshape(-1), o.reshape(-1), do.reshape(-1), lse.reshape(-1), dlse.reshape(-1),
+        workspace.array("attention.delta", (lse.size,), dtype), dq.reshape(-1), dk.reshape(-1), dv.reshape(-1), (heads, groups, t_q, t_k, width),
+        documents.table, plan.first_tile, documents.time_q, documents.time_k, plan.causal, plan.window, dtype.type(d**-0.5), table.rate,
+        table.parameters.astype(dtype), partial, *drawing(drop, dtype), (panels, squares, vectors, sums, limits, masks)
+    )  # fmt: skip
+    return bias_gradient(bias, time, partial.sum(0))
 
 
 def attention_forward(
@@ -83,41 +150,24 @@ def attention_forward(
 
     Raises ValueError if H is not a multiple of G, or if a causal document's times go backwards.
     """
-    (rows, heads, t_q, d), groups, t_k = q.shape, k.shape[1], k.shape[2]
+    heads, groups, d = q.shape[1], k.shape[1], q.shape[3]
     if heads % groups:
         raise ValueError(f"attention: {heads} query heads cannot share {groups} key/value heads evenly")
-    documents, table = documents_of(at_q, at_k, causal), bias_table(bias, time, heads)
-    q, k, v = filled_up(q), filled_up(k), filled_up(v)
-    width, reach = q.shape[-1], NO_WINDOW if window is None else window
-    spec = Spec(q.dtype.name, table.kind, table.terms, drop is not None)
-    compute = np.dtype(spec.compute)
-    o, lse = np.zeros_like(q), np.full((rows, heads, t_q), -np.inf, compute)
-    forward_kernel(spec)(
-        q.reshape(-1), k.reshape(-1), v.reshape(-1), o.reshape(-1), lse.reshape(-1), (heads, groups, t_q, t_k, width), documents.table,
-        documents.time_q, documents.time_k, work_items(documents, heads, causal), causal, reach,
-        compute.type(LOG2E / np.sqrt(d)), table.rate, table.parameters.astype(compute), *drawing(drop, compute),
-        scratch_of(compute, width, (5, 3, 7, 3))
-    )  # fmt: skip
-    return o[..., :d], lse, AttentionCache(q, k, v, o, lse, documents, bias, time, causal, reach, drop, d)
+    compute = np.dtype(np.float64 if q.dtype == np.float64 else np.float32)
+    padded = filled_up(q)
+    o, lse = np.zeros_like(padded), np.full(q.shape[:3], -np.inf, compute)
+    plan = plan_attention(at_q, at_k, heads, causal, window)
+    cache = AttentionCache(padded, filled_up(k), filled_up(v), o, lse, plan, bias, time, drop, d)
+    attend(cache, Workspace())
+    return o[..., :d], lse, cache
 
 
 def attention_backward(
     do: Shaped[ndarray, "B H T_q D"], dlse: Inexact[ndarray, "B H T_q"] | None, cache: AttentionCache
 ) -> tuple[Inexact[ndarray, "B H T_q D"], Inexact[ndarray, "B G T_k D"], Inexact[ndarray, "B G T_k D"], TimeBias]:
-    """(dq, dk, dv, dbias) from the gradients of O and of LSE (None: LSE is not used)."""
-    q, k, v, o, lse, documents, bias, time, causal, reach, drop, d = cache
-    (_, heads, t_q, width), groups, t_k = q.shape, k.shape[1], k.shape[2]
-    table, dtype = bias_table(bias, time, heads), lse.dtype
-    first_tile, lanes = tiles_of(documents), 64 // dtype.itemsize
-    collected = sums_size(table.kind, table.terms, lanes)
-    dq, dk, dv = (np.zeros(a.shape, dtype) for a in (q, k, v))
-    partial = np.zeros((first_tile[-1], heads, max(collected // lanes, 1)))
-    panels, squares, vectors, limits = scratch_of(dtype, width, (7, 3, 4, 4))
-    scratch = panels, squares, vectors, np.empty((panels.shape[0], collected), dtype), limits, np.empty((panels.shape[0], BLOCK * MASK_STRIDE), dtype)
-    backward_kernel(Spec(q.dtype.name, table.kind, table.terms, drop is not None))(
-        q.reshape(-1), k.reshape(-1), v.reshape(-1), o.reshape(-1), filled_up(do).reshape(-1), lse.reshape(-1),
-        (np.zeros_like(lse) if dlse is None else np.ascontiguousarray(dlse)).reshape(-1), np.empty(lse.size, dtype),
-        dq.reshape(-1), dk.reshape(-1), dv.reshape(-1), (heads, groups, t_q, t_k, width), documents.table, first_tile, documents.time_q,
-        documents.time_k, causal, reach, dtype.type(d**-0.5), table.rate, table.parameters.astype(dtype), partial, *drawing(drop, dtype), scratch
-    )  # fmt: skip
-    return dq[..., :d], dk[..., :d], dv[..., :d], bias_gradient(bias, time, partial.sum(0))
+    """(dq, dk, dv, dbias) from the gradients of O and of LSE (None: LSE is not used), in the type of arithmetic."""
+    dtype, d = cache.lse.dtype, cache.d
+    dq, dk, dv = (np.empty(a.shape, dtype) for a in (cache.q, cache.k, cache.v))
+    dlse = np.zeros_like(cache.lse) if dlse is None else np.ascontiguousarray(dlse)
+    dbias = attend_backward(filled_up(do), dlse, dq, dk, dv, cache, Workspace())
+    return dq[..., :d], dk[..., :d], dv[..., :d], dbias
