@@ -94,9 +94,9 @@ ARTANH_SERIES = tuple(2 / math.log(2) / (2 * k + 1) for k in range(13))
 class Emitter:
     """Vector instructions for one scalar type, written with an IR builder."""
 
-    def __init__(self, context, builder: Any, scalar: Any) -> None:
+    def __init__(self, context, builder: Any, scalar: Any, lanes: int | None = None) -> None:
         self.context, self.b, self.double = context, builder, scalar == types.float64
-        self.lanes = LANES[scalar]
+        self.lanes = lanes or LANES[scalar]
         self.float_type, self.int_type = (F64, I64) if self.double else (F32, I32)
         self.vector_type, self.int_vector = ir.VectorType(self.float_type, self.lanes), ir.VectorType(self.int_type, self.lanes)
         self.bytes = 8 if self.double else 4

@@ -1,0 +1,252 @@
+"""A linear map, y = x W, and its gradients, with the mathematics of ttr_ref/linear.py; storages f64, f32, f16 and bf16, sums in float64 or float32.
+
+All three are one product C = A B whose operands may lie transposed. A is packed whole (panels.py). Then each worker owns a run of items, an item
+being a block of rows of C and some panels of its columns: it packs the part of B that the item needs into a buffer of its own, a block of k at a
+time, and continues the chain of each element with it. Panels of B thus serve their whole block of rows from cache, and where there are few rows,
+as in decoding, W is read once, in long stretches of its rows.
+
+Each element is one chain over ascending k from 0, kept unrounded between blocks of k; what is added (the residual, an earlier gradient) is
+added at its end, and the result is rounded to its storage once. So a row's bits depend on the row and on W, not on the rows beside it, their number
+or that of the threads; in dW rows are summed in their order.
+"""
+
+from typing import Literal
+
+import numpy as np
+from numba import get_num_threads, prange
+from numpy import ndarray
+
+from ttr_fast.cpu import simd
+from ttr_fast.cpu.jit import kernel
+from ttr_fast.cpu.panels import COLUMNS, PAIRS, ROWS, advance, each, pack_columns, pack_rows, stream
+
+PADDED_TO = 32
+"""Panels have room for k up to a multiple of it: what is turned at once, with pairs."""
+FEW_ROWS, STREAMED, LONG = 4, 8, 1024
+"""Up to FEW_ROWS rows B is read where it lies: STREAMED steps at a time, at most LONG columns an item."""
+BLOCK_ROWS, BLOCK_STEPS = 1024, 256
+"""Rows of C of an item, and steps of a panel (k, or pairs of them) at a time."""
+ALIGNED_TO = 64
+CARRIERS = (np.float64, np.float32, np.int16, np.uint16)
+
+
+@kernel(inline="always")
+def finish(strip, at, row, rows, column, c, columns, addend, adds):
+    """Rows of one panel's sums to C, `addend` added to them if `adds`."""
+    vector = 64 // strip.itemsize
+    width = COLUMNS * vector
+    edge = np.zeros(vector, c.dtype) if column + width > columns else np.zeros(0, c.dtype)
+    for i in range(rows):
+        for j in range(0, min(width, columns - column), vector):
+            v, to = simd.load(strip, at + i * width + j), (row + i) * columns + column + j
+            n = columns - column - j
+            if n >= vector:
+                if adds:
+                    v = simd.add(v, simd.load(addend, to))
+                simd.store(v, c, to)
+            else:
+                if adds:
+                    for l in range(n):
+                        edge[l] = addend[to + l]
+                    v = simd.add(v, simd.load(edge, 0))
+                simd.store(v, edge, 0)
+                for l in range(n):
+                    c[to + l] = edge[l]
+
+
+@kernel(inline="always")
+def tile_rows(rows):
+    """For how many rows there is room in the sums of a panel."""
+    return FEW_ROWS if rows <= FEW_ROWS else (rows + ROWS - 1) // ROWS * ROWS
+
+
+@kernel(inline="always")
+def packed_chains(a_panels, b, b_turned, b_stride, shape, start, row, rows, column, panels, k_block, block, strip, at):
+    """Sums from k = start on of rows row … row + rows of C and `panels` panels of its columns from `column` on, B packed on the way."""
+    _, depth, columns = shape
+    width, share = COLUMNS * (64 // strip.itemsize), each(block)
+    room = (depth + PADDED_TO - 1) // PADDED_TO * PADDED_TO // share
+    height = tile_rows(rows)
+    for k in range(start, depth, k_block):
+        count = min(k_block, depth - k)
+        steps = (count + share - 1) // share
+        for p in range(panels):
+            pack_columns(b, b_turned, b_stride, column + p * width, columns, k, count, block, p * (k_block // share) * width)
+        for p in range(panels):
+            at_b = p * (k_block // share) * width
+            for i in range(0, rows, ROWS):
+                at_a, at_c = (row + i) * room + k // share * ROWS, at + (p * height + i) * width
+                if rows - i <= 4:
+                    advance(steps, a_panels, at_a, block, at_b, strip, at_c, 4)
+                else:
+                    advance(steps, a_panels, at_a, block, at_b, strip, at_c, ROWS)
+
+
+@kernel(inline="always")
+def streamed_chains(a_panels, b, shape, rows, column, panels, strip):
+    """The same for the only `rows` ≤ 4 rows there are, B read once where it lies. Returns the k that is next: of bf16 pairs one may be left."""
+    _, depth, columns = shape
+    width, share = COLUMNS * (64 // strip.itemsize), each(a_panels)
+    steps, height = depth // share, FEW_ROWS * width
+    whole = steps // STREAMED * STREAMED
+    for s in range(0, whole, STREAMED):
+        at = s * share * columns + column
+        if rows == 1:
+            stream(panels, a_panels, s * ROWS, b, at, columns, strip, 0, height, 1, STREAMED)
+        else:
+            stream(panels, a_panels, s * ROWS, b, at, columns, strip, 0, height, 4, STREAMED)
+    for s in range(whole, steps):
+        stream(panels, a_panels, s * ROWS, b, s * share * columns + column, columns, strip, 0, height, 4, 1)
+    return steps * share
+
+
+@kernel()
+def item_product(a_panels, b, b_turned, b_stride, c, addend, adds, shape, row, rows, column, panels, k_block, block, strip):
+    """Rows row … row + rows of C, `panels` panels of its columns from `column` on."""
+    columns = shape[2]
+    width = COLUMNS * (64 // strip.itemsize)
+    height = tile_rows(rows)
+    strip[: panels * height * width] = 0
+    first, k = 0, 0
+    if shape[0] <= FEW_ROWS and not b_turned:
+        first = min(panels, (columns - column) // width)
+        k = streamed_chains(a_panels, b, shape, rows, column, first, strip)
+    for part in range(2):  # what was streamed, of which k may be left, and what was not
+        start, begin, end = (k, 0, first) if part == 0 else (0, first, panels)
+        packed_chains(a_panels, b, b_turned, b_stride, shape, start, row, rows, column + begin * width, end - begin, k_block, block, strip,
+                      begin * height * width)  # fmt: skip
+    for p in range(panels):
+        finish(strip, p * height * width, row, rows, column + p * width, c, columns, addend, adds)
+
+
+@kernel(parallel=True)
+def product(a, a_turned, b, b_turned, c, addend, adds, shape, plan, a_panels, blocks, strips):
+    """C = A B, all arrays flat. a_turned: A lies by rows, so that its panels have to be turned; b_turned: B lies by columns."""
+    rows, depth, columns = shape
+    block_rows, k_block, item_panels = plan
+    workers, share = strips.shape[0], each(blocks)
+    room = (depth + PADDED_TO - 1) // PADDED_TO * PADDED_TO // share
+    width = COLUMNS * (64 // strips.itemsize)
+    a_stride, b_stride = depth if a_turned else rows, depth if b_turned else columns
+
+    # panels next to each other are packed together: where A lies by columns they share cache lines
+    near = 64 // ROWS
+    groups = (rows + 63) // 64
+    cuts = (depth + BLOCK_STEPS - 1) // BLOCK_STEPS
+    for unsigned in prange(groups * cuts):
+        job = np.int64(unsigned)
+        group, k = job // cuts, job % cuts * BLOCK_STEPS
+        for i in range(group * 64, min(group * 64 + near * ROWS, rows), ROWS):
+            pack_rows(a, a_turned, a_stride, i, rows, k, min(BLOCK_STEPS, depth - k), a_panels, i * room + k // share * ROWS)
+
+    row_blocks = (rows + block_rows - 1) // block_rows
+    column_blocks = (columns + item_panels * width - 1) // (item_panels * width)
+    items = row_blocks * column_blocks
+    for unsigned in prange(workers):
+        worker = np.int64(unsigned)
+        for item in range(worker * items // workers, (worker + 1) * items // workers):
+            row, column = item // column_blocks * block_rows, item % column_blocks * item_panels * width
+            panels = min(item_panels, (columns - column + width - 1) // width)
+            item_product(a_panels, b, b_turned, b_stride, c, addend, adds, shape, row, min(block_rows, rows - row), column, panels,
+                         k_block, blocks[worker], strips[worker])  # fmt: skip
+
+
+def rounded_up(n: int, multiple: int) -> int:
+    """The least multiple that is not less."""
+    return -(-n // multiple) * multiple
+
+
+def panel_type(a: np.dtype, b: np.dtype) -> type[np.generic]:
+    """What panels of a product of these carriers hold."""
+    if a == b == np.uint16 and PAIRS:
+        return np.uint32
+    return np.float64 if a == np.float64 else np.float32
+
+
+def plan_of(rows: int, columns: int, lanes: int, share: int, workers: int) -> tuple[int, int, int]:
+    """Rows of an item, k at a time, panels of columns of an item."""
+    width = COLUMNS * lanes
+    if rows <= FEW_ROWS:
+        return FEW_ROWS, PADDED_TO * share, max(min(LONG, -(-columns // workers)) // width, 1)
+    block_rows = min(BLOCK_ROWS, rounded_up(rows, ROWS))
+    while block_rows > 64 and -(-rows // block_rows) * -(-columns // width) < 4 * workers:
+        block_rows = rounded_up(block_rows // 2, ROWS)
+    return block_rows, BLOCK_STEPS * share, 1
+
+
+def layout(rows: int, depth: int, columns: int, held: np.dtype, workers: int) -> tuple[tuple[int, int, int], list[int]]:
+    """The plan, and the bytes of the panels of A, of each worker's part of B and of its sums."""
+    sums = 8 if held == np.float64 else 4
+    lanes = 64 // sums
+    share = 2 if held == np.uint32 else 1
+    plan = plan_of(rows, columns, lanes, share, workers)
+    block_rows, k_block, panels = plan
+    items = (rounded_up(rows, ROWS) * rounded_up(depth, PADDED_TO) // share, k_block // share * panels * COLUMNS * lanes,
+             rounded_up(block_rows, ROWS) * panels * COLUMNS * lanes)  # fmt: skip
+    return plan, [rounded_up(n * size, ALIGNED_TO) for n, size in zip(items, (held.itemsize, held.itemsize, sums), strict=True)]
+
+
+def workspace_size(rows: int, depth: int, columns: int, a: np.dtype, b: np.dtype) -> int:
+    """Bytes of scratch of a product (rows, depth) @ (depth, columns) of these carriers, with as many threads as there are now."""
+    workers = get_num_threads()
+    _, (panels, block, strip) = layout(rows, depth, columns, np.dtype(panel_type(a, b)), workers)
+    return ALIGNED_TO + panels + workers * (block + strip)
+
+
+def matmul(
+    a: ndarray, a_transposed: bool, b: ndarray, b_transposed: bool, c: ndarray, addend: ndarray | None = None, workspace: ndarray | None = None
+) -> None:
+    """C = A B, or C = addend + A B, where `addend` has C's storage and may be C itself; a transposed operand is given as its transpose.
+
+    All are C-contiguous matrices of carriers (half.py), all of them float64 or none; `workspace` is at least workspace_size(…) bytes.
+    Raises ValueError if shapes do not fit or something is not contiguous, TypeError if types do not go together.
+    """
+    (rows, depth), (inner, columns) = a.shape[:: -1 if a_transposed else 1], b.shape[:: -1 if b_transposed else 1]
+    if depth != inner or c.shape != (rows, columns) or (addend is not None and addend.shape != c.shape):
+        raise ValueError(f"linear: shapes {(rows, depth)} @ {(inner, columns)} do not give {c.shape if addend is None else (c.shape, addend.shape)}")
+    arrays = (a, b, c) if addend is None else (a, b, c, addend)
+    if not all(x.flags.c_contiguous for x in arrays):
+        raise ValueError("linear: matrices must be C-contiguous")
+    types = [x.dtype for x in arrays]
+    if any(t not in CARRIERS for t in types) or (np.float64 in types and set(types) != {np.dtype(np.float64)}) or types[2] != types[-1]:
+        raise TypeError(f"linear: no product of {types[0]} and {types[1]} is stored as {' + '.join(map(str, types[2:]))}")
+    if not c.size:
+        return
+    workers, held = get_num_threads(), np.dtype(panel_type(a.dtype, b.dtype))
+    plan, (panel_bytes, block_bytes, strip_bytes) = layout(rows, depth, columns, held, workers)
+    needed = ALIGNED_TO + panel_bytes + workers * (block_bytes + strip_bytes)
+    if workspace is None:
+        workspace = np.empty(needed, np.uint8)
+    elif workspace.nbytes < needed:
+        raise ValueError(f"linear: the workspace has {workspace.nbytes} bytes, {needed} are needed")
+    raw = workspace.reshape(-1).view(np.uint8)
+    start = -raw.ctypes.data % ALIGNED_TO
+    end = start + panel_bytes
+    panels = raw[start:end].view(held)
+    blocks = raw[end : end + workers * block_bytes].view(held).reshape(workers, -1)
+    end += workers * block_bytes
+    strips = raw[end : end + workers * strip_bytes].view(np.float64 if held == np.float64 else np.float32).reshape(workers, -1)
+    added = c if addend is None else addend
+    product(a.reshape(-1), not a_transposed, b.reshape(-1), b_transposed, c.reshape(-1), added.reshape(-1), addend is not None,
+            (rows, depth, columns), plan, panels, blocks, strips)  # fmt: skip
+
+
+def linear_forward(
+    x: ndarray, w: ndarray, y: ndarray, end: Literal["store", "add"] = "store", residual: ndarray | None = None, workspace: ndarray | None = None
+) -> None:
+    """y (N, M) = x (N, K) @ w (K, M), or with end="add" y + x @ w, or residual + x @ w; rounded once."""
+    if end == "add":
+        if residual is not None:
+            raise ValueError("linear: a residual is added, or y is; not both")
+        residual = y
+    matmul(x, False, w, False, y, residual, workspace)
+
+
+def linear_backward_input(dy: ndarray, w: ndarray, dx: ndarray, workspace: ndarray | None = None) -> None:
+    """dx (N, K) = dy (N, M) @ wᵀ."""
+    matmul(dy, False, w, True, dx, None, workspace)
+
+
+def linear_backward_weight(x: ndarray, dy: ndarray, dw: ndarray, accumulate: bool = False, workspace: ndarray | None = None) -> None:
+    """dw (K, M), in float32 or float64, = xᵀ @ dy, added to what is there if `accumulate`."""
+    matmul(x, True, dy, False, dw, dw if accumulate else None, workspace)
