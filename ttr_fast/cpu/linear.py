@@ -19,6 +19,7 @@ from numpy import ndarray
 from ttr_fast.cpu import simd
 from ttr_fast.cpu.jit import kernel
 from ttr_fast.cpu.panels import COLUMNS, PAIRS, ROWS, advance, each, pack_columns, pack_rows, stream
+from ttr_fast.cpu.workspace import Workspace
 
 PADDED_TO = 32
 """Panels have room for k up to a multiple of it: what is turned at once, with pairs."""
@@ -186,19 +187,12 @@ def layout(rows: int, depth: int, columns: int, held: np.dtype, workers: int) ->
     return plan, [rounded_up(n * size, ALIGNED_TO) for n, size in zip(items, (held.itemsize, held.itemsize, sums), strict=True)]
 
 
-def workspace_size(rows: int, depth: int, columns: int, a: np.dtype, b: np.dtype) -> int:
-    """Bytes of scratch of a product (rows, depth) @ (depth, columns) of these carriers, with as many threads as there are now."""
-    workers = get_num_threads()
-    _, (panels, block, strip) = layout(rows, depth, columns, np.dtype(panel_type(a, b)), workers)
-    return ALIGNED_TO + panels + workers * (block + strip)
-
-
 def matmul(
-    a: ndarray, a_transposed: bool, b: ndarray, b_transposed: bool, c: ndarray, addend: ndarray | None = None, workspace: ndarray | None = None
+    a: ndarray, a_transposed: bool, b: ndarray, b_transposed: bool, c: ndarray, addend: ndarray | None = None, workspace: Workspace | None = None
 ) -> None:
     """C = A B, or C = addend + A B, where `addend` has C's storage and may be C itself; a transposed operand is given as its transpose.
 
-    All are C-contiguous matrices of carriers (half.py), all of them float64 or none; `workspace` is at least workspace_size(…) bytes.
+    All are C-contiguous matrices of carriers (half.py), all of them float64 or none; the workspace lends the scratch.
     Raises ValueError if shapes do not fit or something is not contiguous, TypeError if types do not go together.
     """
     (rows, depth), (inner, columns) = a.shape[:: -1 if a_transposed else 1], b.shape[:: -1 if b_transposed else 1]
@@ -215,11 +209,7 @@ def matmul(
     workers, held = get_num_threads(), np.dtype(panel_type(a.dtype, b.dtype))
     plan, (panel_bytes, block_bytes, strip_bytes) = layout(rows, depth, columns, held, workers)
     needed = ALIGNED_TO + panel_bytes + workers * (block_bytes + strip_bytes)
-    if workspace is None:
-        workspace = np.empty(needed, np.uint8)
-    elif workspace.nbytes < needed:
-        raise ValueError(f"linear: the workspace has {workspace.nbytes} bytes, {needed} are needed")
-    raw = workspace.reshape(-1).view(np.uint8)
+    raw = (workspace or Workspace()).array("matmul", (needed,), np.uint8)
     start = -raw.ctypes.data % ALIGNED_TO
     end = start + panel_bytes
     panels = raw[start:end].view(held)
@@ -232,7 +222,7 @@ def matmul(
 
 
 def linear_forward(
-    x: ndarray, w: ndarray, y: ndarray, end: Literal["store", "add"] = "store", residual: ndarray | None = None, workspace: ndarray | None = None
+    x: ndarray, w: ndarray, y: ndarray, end: Literal["store", "add"] = "store", residual: ndarray | None = None, workspace: Workspace | None = None
 ) -> None:
     """y (N, M) = x (N, K) @ w (K, M), or with end="add" y + x @ w, or residual + x @ w; rounded once."""
     if end == "add":
@@ -242,11 +232,11 @@ def linear_forward(
     matmul(x, False, w, False, y, residual, workspace)
 
 
-def linear_backward_input(dy: ndarray, w: ndarray, dx: ndarray, workspace: ndarray | None = None) -> None:
+def linear_backward_input(dy: ndarray, w: ndarray, dx: ndarray, workspace: Workspace | None = None) -> None:
     """dx (N, K) = dy (N, M) @ wᵀ."""
     matmul(dy, False, w, True, dx, None, workspace)
 
 
-def linear_backward_weight(x: ndarray, dy: ndarray, dw: ndarray, accumulate: bool = False, workspace: ndarray | None = None) -> None:
+def linear_backward_weight(x: ndarray, dy: ndarray, dw: ndarray, accumulate: bool = False, workspace: Workspace | None = None) -> None:
     """dw (K, M), in float32 or float64, = xᵀ @ dy, added to what is there if `accumulate`."""
     matmul(x, True, dy, False, dw, dw if accumulate else None, workspace)
