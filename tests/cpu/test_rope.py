@@ -67,7 +67,8 @@ def run(p: Problem, dtype: FloatDType) -> tuple[ndarray, ...]:
 def test_equals_the_oracle(dtype: FloatDType, b: int, t: int, pairs: int, groups: int, kind: str, seed: int) -> None:
     """A turned feature has two terms: each by a cosine or sine off by eps, and two roundings. The phase is the oracle's bit for bit.
 
-    What backward turns are gradients as given; ω's terms take the turned features as they are stored, and one product more.
+    What backward turns are gradients as given; ω's terms take the turned features as they are stored,
+    and are products and sums in float64 on both sides.
     """
     p = problem(np.random.default_rng(seed), b, t, pairs, groups, kind, dtype)
     cos, sin, q, k, v, dqkv, domega = run(p, dtype)
@@ -96,7 +97,7 @@ def test_equals_the_oracle(dtype: FloatDType, b: int, t: int, pairs: int, groups
     assert share(values(dqkv).reshape(expected.shape), expected, limit(expected, 2 * eps * size, dtype)) <= 1
     terms = b * t * 3 * groups * 2
     sizes = sum(omega_size(c, g) for c, g in [(stored_q, dq), (stored_k, dk)])
-    assert share(domega, dwq + dwk, (eps + terms * EPS) * sizes) <= 1
+    assert share(domega, dwq + dwk, (terms + 4) * EPS * sizes) <= 1
 
 
 def omega_size(cache: RopeCache, dy: ndarray) -> ndarray:

@@ -58,6 +58,12 @@ def copy_row(source, source_at, d, target, target_at):
         rows.store_part(rows.load_part(source, source_at + k, d - k), target, target_at + k, width - k)
 
 
+@kernel()
+def place_of(i, heads, h, places, width):
+    """Where token i of head h stands in an array (B, heads, places, width)."""
+    return ((i // places * heads + h) * places + i % places) * width
+
+
 @kernel(parallel=True)
 def rope_forward(qkv, cos, sin, d, q, k, v):
     """qkv (N, (H + 2G) D); cos, sin (N, D/2); q (B, H, T, width), k and v (B, G, T, width): queries and keys turned; zeros behind D features."""
@@ -65,44 +71,48 @@ def rope_forward(qkv, cos, sin, d, q, k, v):
     groups, features = k.shape[1], qkv.shape[1]
     for unsigned in prange(b_all * t_all):
         i = np.int64(unsigned)
-        b, t = i // t_all, i % t_all
         for h in range(heads):
-            turn_row(qkv, i * features + h * d, cos, sin, i * (d // 2), d, q, ((b * heads + h) * t_all + t) * width, 1)
+            turn_row(qkv, i * features + h * d, cos, sin, i * (d // 2), d, q, place_of(i, heads, h, t_all, width), 1)
         for g in range(groups):
-            at = ((b * groups + g) * t_all + t) * width
+            at = place_of(i, groups, g, t_all, width)
             turn_row(qkv, i * features + (heads + g) * d, cos, sin, i * (d // 2), d, k, at, 1)
             copy_row(qkv, i * features + (heads + groups + g) * d, d, v, at)
 
 
 @kernel()
-def add_angle_gradient(y, dy, at, width, tau, partial, row):
-    """partial[row] += τ · (dy ∘ J y): both features of a pair, side by side."""
-    for k in range(0, width, rows.lanes_of(y)):
-        rows.add_wide(simd.mul(simd.load(dy, at + k), rows.turn(simd.load(y, at + k))), tau, partial, row * width + k)
+def add_angle_gradients(y, dy, h, first, stop, tau, partial, row):
+    """partial[row] += Σ τ (dy ∘ J y) over the tokens first … stop − 1 of head h; both features of a pair, side by side."""
+    heads, places, width = y.shape[1], y.shape[2], y.shape[3]
+    for k in range(0, width, 8):
+        s = rows.load_part(partial, row * width + k, 8)
+        for i in range(first, stop):
+            at = place_of(i, heads, h, places, width) + k
+            product = simd.mul(rows.load_wide(dy, at, 8), rows.turn(rows.load_wide(y, at, 8)))
+            s = simd.fma(product, simd.splat(tau[i]), s)
+        simd.store(s, partial, row * width + k)
 
 
 @kernel(parallel=True)
 def turn_back(dq, dk, dv, q, k, cos, sin, tau, d, by_time, dqkv, partial):
     """Chunks of tokens."""
     b_all, heads, t_all, width = q.shape
-    groups, features = k.shape[1], dqkv.shape[1]
-    n = b_all * t_all
+    groups, features, n = k.shape[1], dqkv.shape[1], b_all * t_all
     for unsigned in prange((n + CHUNK - 1) // CHUNK):
         c = np.int64(unsigned)
+        first, stop = c * CHUNK, min(n, c * CHUNK + CHUNK)
         partial[c] = 0
-        for i in range(c * CHUNK, min(n, c * CHUNK + CHUNK)):
-            b, t = i // t_all, i % t_all
+        for i in range(first, stop):
             for h in range(heads):
-                at = ((b * heads + h) * t_all + t) * width
-                turn_row(dq, at, cos, sin, i * (d // 2), d, dqkv, i * features + h * d, -1)
-                if by_time:
-                    add_angle_gradient(q, dq, at, width, tau[i], partial, c)
+                turn_row(dq, place_of(i, heads, h, t_all, width), cos, sin, i * (d // 2), d, dqkv, i * features + h * d, -1)
             for g in range(groups):
-                at = ((b * groups + g) * t_all + t) * width
+                at = place_of(i, groups, g, t_all, width)
                 turn_row(dk, at, cos, sin, i * (d // 2), d, dqkv, i * features + (heads + g) * d, -1)
                 copy_row(dv, at, d, dqkv, i * features + (heads + groups + g) * d)
-                if by_time:
-                    add_angle_gradient(k, dk, at, width, tau[i], partial, c)
+        if by_time:
+            for h in range(heads):
+                add_angle_gradients(q, dq, h, first, stop, tau, partial, c)
+            for g in range(groups):
+                add_angle_gradients(k, dk, g, first, stop, tau, partial, c)
 
 
 @kernel()

@@ -160,21 +160,6 @@ def store_part(typing, vector, array, index, count):
 
 
 @intrinsic
-def add_wide(typing, vector, factor, array, index):
-    """array[index …] += factor · vector, in float64."""
-
-    def generate(context, b, signature, arguments):
-        v, by, a, i = arguments
-        e = RowEmitter(context, b, types.float64, LANES[vector.scalar])
-        at = item_pointer(context, b, array, a, i)
-        v = v if v.type == e.vector_type else b.fpext(v, e.vector_type)
-        e.store(e.fma(v, e.splat(by), e.load(at, types.float64)), at, types.float64)
-        return context.get_dummy_value()
-
-    return types.void(vector, types.float64, array, types.intp), generate
-
-
-@intrinsic
 def number(typing, array, x):
     """A number in the array's type of arithmetic."""
     scalar: Any = COMPUTE[array.dtype]
@@ -201,17 +186,6 @@ def lanes_of(typing, array):
     """Numbers in a vector of the array's type of arithmetic."""
     lanes = LANES[COMPUTE[array.dtype]]
     return types.intp(array), lambda context, b, signature, arguments: ir.Constant(I64, lanes)
-
-
-@intrinsic
-def rounded_like(typing, vector, array):
-    """The vector as the array would store it."""
-
-    def generate(context, b, signature, arguments):
-        e = Emitter(context, b, vector.scalar)
-        return e.from_storage(e.to_storage(arguments[0], array.dtype), array.dtype)
-
-    return vector(vector, array), generate
 
 
 @intrinsic
