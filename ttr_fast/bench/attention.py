@@ -183,7 +183,7 @@ def with_torch(biased: bool) -> Callable[[Case], Prepared]:
         q, k, v = (torch.from_numpy(a).requires_grad_(both) for a in (p.q, p.k, p.v))
         do = torch.from_numpy(p.do)
         parameters = tree_map(lambda a: torch.from_numpy(a).requires_grad_(both), p.bias) if biased else NoBias()
-        leaves = tuple(named_leaves(parameters).values())
+        leaves = tuple(parameters)  # each bias is one flat tuple
         build = torch_bias(torch, p) if biased else None
         attend = torch.nn.functional.scaled_dot_product_attention
 
@@ -199,7 +199,7 @@ def with_torch(biased: bool) -> Callable[[Case], Prepared]:
 
         def arrays(results: tuple[Any, ...]) -> dict[str, ndarray]:
             found = [tensor.detach().numpy() for tensor in results]
-            names = (f"dbias.{name}" for name in named_leaves(parameters))
+            names = (f"dbias.{name}" for name in parameters._fields)
             return named(tuple(found[:4])) | dict(zip(names, found[4:], strict=both))
 
         return Prepared(call, arrays)

@@ -25,7 +25,7 @@ PAUSE = 0.02
 
 @dataclass(frozen=True)
 class Machine:
-    """What the hardware did at most on that many threads: its best sample of products between the samples of this comparison, and reading."""
+    """What the hardware did at most on that many threads: the best sample of products in the run so far, and reading."""
 
     peak_gflops: float
     read_gb_per_s: float
@@ -53,6 +53,11 @@ class Result:
     peer: Timing | None
 
     @property
+    def share_of_peak(self) -> float:
+        """Of ours."""
+        return self.gflops(self.ours) / self.machine.peak_gflops
+
+    @property
     def ratio(self) -> float | None:
         """Above 1 ours is faster."""
         return None if self.peer is None else self.peer.ms / self.ours.ms
@@ -68,7 +73,7 @@ class Result:
             "case": {"kind": self.case.kind} | asdict(self.case), "ours_ms": ours.ms, "ours_quartiles_ms": ours.quartiles_ms,
             "peer": self.peer_name, "peer_ms": peer and peer.ms, "peer_quartiles_ms": peer and peer.quartiles_ms, "ratio": self.ratio,
             "threads": self.case.threads, "gflops": gflops, "peer_gflops": peer and self.gflops(peer),
-            "share_of_peak": gflops / self.machine.peak_gflops, "peak_mib": ours.peak_mib, "peer_peak_mib": peer and peer.peak_mib,
+            "share_of_peak": self.share_of_peak, "peak_mib": ours.peak_mib, "peer_peak_mib": peer and peer.peak_mib,
             "machine": asdict(self.machine),
         }  # fmt: skip
         if ours.cold_seconds is not None:
@@ -106,11 +111,9 @@ class MachineWorker:
         self.worker, self.best = worker, 0.0
         self.read_gb_per_s: float = worker.ask("machine", dtype=dtype)["read_gb_per_s"]
 
-    def peak_gflops(self) -> float:
-        """One sample; the best of the run is kept."""
-        gflops: float = self.worker.ask("peak")["gflops"]
-        self.best = max(self.best, gflops)
-        return gflops
+    def sample(self) -> None:
+        """The best of the run is kept."""
+        self.best = max(self.best, self.worker.ask("peak")["gflops"])
 
 
 def compared(
@@ -122,20 +125,19 @@ def compared(
     for worker in workers.values():
         worker.ask_case("prepare", case, least_ms=options.least_ms)
     samples: dict[str, list[float]] = {side: [] for side in workers}
-    peaks = []
     for _ in range(options.samples):
         for side, worker in workers.items():
             time.sleep(PAUSE)
             samples[side].append(worker.ask("sample")["ms"])
         time.sleep(PAUSE)
-        peaks.append(machine.peak_gflops())
+        machine.sample()
         tick()
     timings = {}
     for side, worker in workers.items():
         low, middle, high = (float(x) for x in np.percentile(samples[side], [25, 50, 75]))
         cold = cold_seconds(case, side) if options.cold else None
         timings[side] = Timing(middle, (low, high), worker.ask("memory")["peak_mib"], cold)
-    return Result(case, Machine(max(peaks), machine.read_gb_per_s), timings[OURS], peer, timings[peer] if peer else None)
+    return Result(case, Machine(machine.best, machine.read_gb_per_s), timings[OURS], peer, timings[peer] if peer else None)
 
 
 def check_agreement(case: Case, peer: str) -> None:

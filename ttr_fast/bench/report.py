@@ -14,9 +14,9 @@ def table(results: Sequence[Result]) -> str:
     """Medians with their quartiles, one comparison a row; a ratio above 1 says that ours is faster. MiB: how far memory rose."""
     rows = [HEADING]
     for r in results:
-        gflops, ratio = r.gflops(r.ours), "–" if r.ratio is None else f"{r.ratio:.2f}"
+        ratio = "–" if r.ratio is None else f"{r.ratio:.2f}"
         rows.append((
-            r.case.label, spread(r.ours), r.peer_name or "–", spread(r.peer), ratio, f"{gflops:.1f}", f"{gflops / r.machine.peak_gflops:.0%}",
+            r.case.label, spread(r.ours), r.peer_name or "–", spread(r.peer), ratio, f"{r.gflops(r.ours):.1f}", f"{r.share_of_peak:.0%}",
             mebibytes(r.ours), mebibytes(r.peer),
         ))  # fmt: skip
     return "\n".join(aligned(rows) + cold_lines(results))

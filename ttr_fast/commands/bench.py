@@ -64,6 +64,8 @@ class Command:
                     print(msgspec.json.encode(result.record()).decode(), file=lines, flush=True)
         if options.json != "-":
             print(table(results))
+        if any(result.share_of_peak > 1 for result in results):
+            say("something here ran faster than the machine's peak: other programs were running, measure again when it is quiet")
         if options.plot is not None:
             save_plot(options.plot, results)
             say(f"the plot is {options.plot}")
