@@ -98,7 +98,8 @@ def kernel(variant: object = "", **options: Any) -> Callable[[Callable[..., Any]
     def compiled(function: Callable[..., Any]) -> Any:
         # Symbols are named after functions and a count within the process: sisters compiled by different processes would otherwise meet under one
         # name when a third process loads both, and one would be called for the other.
-        function.__qualname__ += f"[{hashlib.sha256(f"{function.__module__} {variant}".encode()).hexdigest()[:12]}]" if variant else ""
+        if variant:
+            function.__qualname__ += f"[{hashlib.sha256(f'{function.__module__} {variant}'.encode()).hexdigest()[:12]}]"
         dispatcher = njit(error_model="numpy", **options)(function)
         if dispatcher.__class__.__name__ == "CPUDispatcher":  # not under NUMBA_DISABLE_JIT
             dispatcher._cache = KernelCache(function, str(variant))
