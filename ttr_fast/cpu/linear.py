@@ -2,8 +2,8 @@
 
 All three are one product C = A B whose operands may lie transposed. A is packed whole (panels.py). Then each worker owns a run of items, an item
 being a block of rows of C and some panels of its columns: it packs the part of B that the item needs into a buffer of its own, a block of k at a
-time, and continues the chain of each element with it. Panels of B thus serve their whole block of rows from cache, and where there are few rows,
-as in decoding, W is read once, in long stretches of its rows.
+time, and continues the chain of each element with it. Panels of B thus serve their whole block of rows from cache. Where there are few rows, as in
+decoding, B is not packed at all but read once where it lies, in long stretches of several of its rows: lanes are columns, as in the panels.
 
 Each element is one chain over ascending k from 0, kept unrounded between blocks of k; what is added (the residual, an earlier gradient) is
 added at its end, and the result is rounded to its storage once. So a row's bits depend on the row and on W, not on the rows beside it, their number
@@ -77,15 +77,15 @@ def packed_chains(a_panels, b, b_turned, b_stride, shape, start, row, rows, colu
             at_b = p * (k_block // share) * width
             for i in range(0, rows, ROWS):
                 at_a, at_c = (row + i) * room + k // share * ROWS, at + (p * height + i) * width
-                if rows - i <= 4:
-                    advance(steps, a_panels, at_a, block, at_b, strip, at_c, 4)
+                if rows - i <= FEW_ROWS:
+                    advance(steps, a_panels, at_a, block, at_b, strip, at_c, FEW_ROWS)
                 else:
                     advance(steps, a_panels, at_a, block, at_b, strip, at_c, ROWS)
 
 
 @kernel(inline="always")
 def streamed_chains(a_panels, b, shape, rows, column, panels, strip):
-    """The same for the only `rows` ≤ 4 rows there are, B read once where it lies. Returns the k that is next: of bf16 pairs one may be left."""
+    """The same where there are `rows` ≤ FEW_ROWS rows in all, B read once where it lies. Returns the next k: of bf16 pairs one may be left."""
     _, depth, columns = shape
     width, share = COLUMNS * (64 // strip.itemsize), each(a_panels)
     steps, height = depth // share, FEW_ROWS * width
@@ -95,9 +95,9 @@ def streamed_chains(a_panels, b, shape, rows, column, panels, strip):
         if rows == 1:
             stream(panels, a_panels, s * ROWS, b, at, columns, strip, 0, height, 1, STREAMED)
         else:
-            stream(panels, a_panels, s * ROWS, b, at, columns, strip, 0, height, 4, STREAMED)
+            stream(panels, a_panels, s * ROWS, b, at, columns, strip, 0, height, FEW_ROWS, STREAMED)
     for s in range(whole, steps):
-        stream(panels, a_panels, s * ROWS, b, s * share * columns + column, columns, strip, 0, height, 4, 1)
+        stream(panels, a_panels, s * ROWS, b, s * share * columns + column, columns, strip, 0, height, FEW_ROWS, 1)
     return steps * share
 
 
@@ -130,14 +130,13 @@ def product(a, a_turned, b, b_turned, c, addend, adds, shape, plan, a_panels, bl
     width = COLUMNS * (64 // strips.itemsize)
     a_stride, b_stride = depth if a_turned else rows, depth if b_turned else columns
 
-    # panels next to each other are packed together: where A lies by columns they share cache lines
-    near = 64 // ROWS
+    # 64 rows are packed together: where A lies by columns, panels next to each other share cache lines
     groups = (rows + 63) // 64
     cuts = (depth + BLOCK_STEPS - 1) // BLOCK_STEPS
     for unsigned in prange(groups * cuts):
         job = np.int64(unsigned)
         group, k = job // cuts, job % cuts * BLOCK_STEPS
-        for i in range(group * 64, min(group * 64 + near * ROWS, rows), ROWS):
+        for i in range(group * 64, min(group * 64 + 64, rows), ROWS):
             pack_rows(a, a_turned, a_stride, i, rows, k, min(BLOCK_STEPS, depth - k), a_panels, i * room + k // share * ROWS)
 
     row_blocks = (rows + block_rows - 1) // block_rows
