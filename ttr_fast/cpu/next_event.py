@@ -140,7 +140,9 @@ class NextEvents:
         mine.time2vec.omega[...], mine.time2vec.phi[...] = workspace.array("time2vec.gradients", (2, dy.shape[1]), np.float64)
         scatter_add(dy, np.arange(dy.shape[0]), dz)
 
-    def time_nats(self, order: TimeHeadOrder, mixture: MixtureParams, weights: Weights | None, dz: ndarray | None, grads: ModelParams | None) -> ndarray:
+    def time_nats(
+        self, order: TimeHeadOrder, mixture: MixtureParams, weights: Weights | None, dz: ndarray | None, grads: ModelParams | None
+    ) -> ndarray:
         """−ln p of the gaps."""
         workspace, resolution = self.workspace, self.config.block.time.resolution
         states = self.states(self.z, "time_states", self.params.embedding if order == "token_then_time" else None)

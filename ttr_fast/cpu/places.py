@@ -24,7 +24,7 @@ class Places(NamedTuple):
 
 def places_of(at: Timeline, time: TimeConfig) -> Places:
     """The places of a timeline."""
-    position, document, times = (np.ascontiguousarray(a).reshape(-1) for a in at)
+    document, position, times = (np.ascontiguousarray(a).reshape(-1) for a in at)
     tau = np.empty(times.size)
     elapsed(times, document.astype(np.int64), np.asarray(time.origin, times.dtype)[()], time.unit, tau)
     shape = (at.time.shape[0], at.time.shape[1])
