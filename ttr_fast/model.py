@@ -9,13 +9,24 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 import numpy as np
 from numpy import ndarray
 
+from ttr_ref.adamw import AdamWState, adamw_step, clip_by_global_norm
 from ttr_ref.config import ModelConfig, TimeHeadOrder, TrainConfig
 from ttr_ref.dropout import DropoutKey
-from ttr_ref.model import ModelParams, compute_copy, decode_start, loss_backward, loss_forward, model_decode
+from ttr_ref.loss_scaling import LossScale, unscale
+from ttr_ref.model import (
+    ModelParams,
+    compute_copy,
+    decays,
+    decode_start,
+    learning_rate_shares,
+    loss_backward,
+    loss_forward,
+    model_decode,
+)
 from ttr_ref.next_event import Batch, gaps
 from ttr_ref.time_head import mixture_quantile
 
-BackendName = Literal["reference"]
+BackendName = Literal["cpu", "reference"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 
 
@@ -37,6 +48,14 @@ class Backend(Protocol):
     ) -> tuple[float, ModelParams]:
         """(mean loss, gradients of loss_scale times it)."""
 
+    def update(
+        self, params: ModelParams, grads: ModelParams, optimizer: AdamWState, scale: LossScale, rate: float, config: ModelConfig, train: TrainConfig
+    ) -> tuple[ModelParams, AdamWState, float]:
+        """(parameters, moments, norm of the gradients before clipping) after one step; an infinite norm: some gradient overflowed, nothing moved.
+
+        What was given may be what is given back, changed in place.
+        """
+
     def predict(self, params: ModelParams, batch: Batch, config: ModelConfig, with_medians: bool) -> list[Prediction]:
         """What is expected of every target in every order, without dropout."""
 
@@ -56,6 +75,16 @@ class ReferenceBackend:
         key = DropoutKey(train.seed, step)
         loss, _, cache = loss_forward(params, batch, config, key, train.z_loss, train.time_weight, None, train.checkpointing)
         return float(loss), loss_backward(loss_scale, cache)
+
+    def update(
+        self, params: ModelParams, grads: ModelParams, optimizer: AdamWState, scale: LossScale, rate: float, config: ModelConfig, train: TrainConfig
+    ) -> tuple[ModelParams, AdamWState, float]:
+        grads, finite = unscale(grads, scale)
+        if not finite:
+            return params, optimizer, float("inf")
+        grads, norm = clip_by_global_norm(grads, train.clip_norm)
+        params, optimizer = adamw_step(params, grads, optimizer, rate, decays(params), learning_rate_shares(params, config.block), train)
+        return params, optimizer, norm
 
     def predict(self, params: ModelParams, batch: Batch, config: ModelConfig, with_medians: bool) -> list[Prediction]:
         _, nats, cache = loss_forward(params, batch, config)
@@ -77,5 +106,9 @@ class ReferenceBackend:
 def load_backend(name: BackendName) -> Backend:
     """The backend of this name, imported when it is chosen."""
     match name:
+        case "cpu":
+            from ttr_fast.cpu_backend import CpuBackend
+
+            return CpuBackend()
         case "reference":
             return ReferenceBackend()

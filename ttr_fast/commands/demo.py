@@ -56,7 +56,8 @@ class Command:
     """Training steps of each of the two models."""
     out: Path | None = None
     """Folder of the run, new or empty; runs/demo, runs/demo-2, … if not given."""
-    backend: BackendName = "reference"
+    backend: BackendName = "cpu"
+    """What computes: cpu, the fast core, or reference, the NumPy oracle."""
     json: bool = False
     """Print the results as JSON."""
 

@@ -44,7 +44,8 @@ class Command:
     seed: int = 0
     sort: bool = False
     """Sort each entity's events by time; without it, times that go backwards are an error."""
-    backend: BackendName = "reference"
+    backend: BackendName = "cpu"
+    """What computes: cpu, the fast core, or reference, the NumPy oracle."""
     json: Annotated[bool, tyro.conf.arg(help="One JSON object a line: time, token.")] = False
 
     def run(self) -> None:

@@ -42,7 +42,8 @@ class Command:
     """Share of the entities that is not trained on."""
     out: Path | None = None
     """Folder of the run, new or empty; runs/train, runs/train-2, … if not given."""
-    backend: BackendName = "reference"
+    backend: BackendName = "cpu"
+    """What computes: cpu, the fast core, or reference, the NumPy oracle."""
     json: bool = False
     """Print the results as JSON."""
     model: ModelOptions = field(default_factory=ModelOptions)

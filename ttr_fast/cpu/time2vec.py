@@ -23,14 +23,14 @@ def elapsed(time, document, origin, unit, tau):
 def phases(tau, omega, phi, k):
     """ω τ + φ of the features k, k + 1, …, reduced; the straight line's is 0, whose cosine is 1."""
     count = omega.size - k
-    x = simd.add(simd.mul(simd.splat(tau), rows.load_part(omega, k, count)), rows.load_part(phi, k, count))
+    x = simd.add(simd.mul(simd.splat(tau), rows.load_part(omega, k, count)), rows.load_wide(phi, k, count))
     x = rows.phase(x)
     return simd.sub(x, rows.only_lane(x, -k))
 
 
 @kernel(parallel=True)
 def time2vec_forward(tau, omega, phi, y):
-    """y (N, E) of any storage; tau (N,), omega, phi (E,) float64."""
+    """y (N, E) of any storage; tau (N,), omega (E,) float64; phi (E,) float64 or float32."""
     n, e = y.shape
     for unsigned in prange(n):
         i = np.int64(unsigned)

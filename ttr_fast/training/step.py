@@ -3,10 +3,10 @@
 from typing import NamedTuple
 
 from ttr_fast.model import Backend
-from ttr_ref.adamw import AdamWState, adamw_init, adamw_step, clip_by_global_norm
+from ttr_ref.adamw import AdamWState, adamw_init
 from ttr_ref.config import ModelConfig, TrainConfig
-from ttr_ref.loss_scaling import LossScale, loss_scale_init, loss_scale_update, unscale
-from ttr_ref.model import ModelParams, decays, learning_rate_shares, model_init
+from ttr_ref.loss_scaling import LossScale, loss_scale_init, loss_scale_update
+from ttr_ref.model import ModelParams, model_init
 from ttr_ref.next_event import Batch
 from ttr_ref.schedule import learning_rate
 
@@ -40,11 +40,7 @@ def train_step(backend: Backend, state: TrainState, batch: Batch, config: ModelC
     """(state after the step, its report)."""
     params, optimizer, scale, step = state
     loss, grads = backend.loss_and_gradients(params, batch, config, train, step, scale.scale)
-    grads, finite = unscale(grads, scale)
     rate = learning_rate(step, train)
-    norm = float("inf")
-    if finite:
-        grads, norm = clip_by_global_norm(grads, train.clip_norm)
-        shares = learning_rate_shares(params, config.block)
-        params, optimizer = adamw_step(params, grads, optimizer, rate, decays(params), shares, train)
+    params, optimizer, norm = backend.update(params, grads, optimizer, scale, rate, config, train)
+    finite = norm < float("inf")
     return TrainState(params, optimizer, loss_scale_update(scale, finite), step + 1), StepReport(loss, norm, rate, not finite)
