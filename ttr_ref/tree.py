@@ -53,6 +53,10 @@ def from_named_leaves(template: Tree, leaves: dict[str, ndarray]) -> Tree:
     return named_tree_map(lambda name, _: leaves[name], template)
 
 
-def leaves_of(tree: Any) -> Iterator[ndarray]:
+def leaves_of(tree: Any) -> Iterator[Any]:
     """The leaves in the order of the fields."""
-    yield from named_leaves(tree).values()
+    if isinstance(tree, tuple):
+        for child in tree:
+            yield from leaves_of(child)
+    elif tree is not None:
+        yield tree
