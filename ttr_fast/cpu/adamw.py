@@ -6,11 +6,11 @@ move, and their copy in storage type is written. Operations run in the oracle's 
 
 import numpy as np
 from jaxtyping import Float64
-from numba import prange
 from numpy import ndarray
 
 from ttr_fast.cpu import rows, simd
 from ttr_fast.cpu.jit import kernel
+from ttr_fast.cpu.team import share, team
 from ttr_ref.config import TrainConfig
 
 BLOCK = 4096
@@ -32,13 +32,14 @@ def step_numbers(steps: int, learning_rate: float, share: float, decay: float, f
     return np.array([factor, b1, 1 - b1, b2, 1 - b2, 1 - b1**steps, 1 - b2**steps, config.adam_eps, rate, shrinking])
 
 
-@kernel(parallel=True)
-def move(theta, m, v, g, copy, numbers):
+@team()
+def move(worker, workers, theta, m, v, g, copy, numbers):
     """theta, m, v, g flat, of one type of arithmetic; copy of any storage, or None."""
     size = theta.size
     lanes = rows.lanes_of(theta)
-    for unsigned in prange((size + BLOCK - 1) // BLOCK):
-        first = np.int64(unsigned) * BLOCK
+    begin, end = share(worker, workers, (size + BLOCK - 1) // BLOCK)
+    for block in range(begin, end):
+        first = block * BLOCK
         for i in range(first, min(first + BLOCK, size), lanes):
             n = size - i
             x = simd.mul(rows.load_part(g, i, n), rows.full(theta, numbers[0]))
@@ -62,12 +63,12 @@ def adamw_step(theta, m, v, g, copy, numbers) -> None:
     move(theta.reshape(-1), m.reshape(-1), v.reshape(-1), g.reshape(-1), None if copy is None else copy.reshape(-1), numbers)
 
 
-@kernel(parallel=True)
-def square_blocks(g, partial):
+@team()
+def square_blocks(worker, workers, g, partial):
     """partial[c] = Σ g² over block c, in float64."""
     size = g.size
-    for unsigned in prange(partial.size):
-        c = np.int64(unsigned)
+    begin, end = share(worker, workers, partial.size)
+    for c in range(begin, end):
         s = simd.splat(0.0)
         for i in range(c * BLOCK, min(size, c * BLOCK + BLOCK), 8):
             x = rows.load_wide(g, i, size - i)

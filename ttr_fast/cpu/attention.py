@@ -10,7 +10,7 @@ from jaxtyping import Inexact, Int64, Shaped, UInt32
 from numba import get_num_threads
 from numpy import ndarray
 
-from ttr_fast.cpu.attention_backward import backward_kernel
+from ttr_fast.cpu.attention_backward import backward_kernels
 from ttr_fast.cpu.attention_forward import Spec, forward_kernel
 from ttr_fast.cpu.attention_plan import Documents, documents_of, tiles_of, work_items
 from ttr_fast.cpu.attention_tiles import BLOCK, MASK_STRIDE
@@ -82,12 +82,10 @@ def scratch_of(
     )
 
 
-def drawing(drop: Dropout | None, compute: np.dtype) -> tuple[UInt32[ndarray, "5"], Inexact[ndarray, ""]]:
-    """(`draw` of attention_dropout.py without its head, 1/(1 − p))."""
-    if drop is None:
-        return np.zeros(5, np.uint32), np.ones((), compute)[()]
-    words = (round(drop.p * 2**32), 0, drop.site, drop.key.seed, drop.key.step)
-    return np.array([w % 2**32 for w in words], np.uint32), compute.type(1 / (1 - drop.p))
+def drawing(drop: Dropout | None, compute: np.dtype) -> tuple[UInt32[ndarray, "workers 5"], Inexact[ndarray, ""]]:
+    """(`draw` of attention_dropout.py for each worker, who fills in the head; 1/(1 − p))."""
+    p, words = (0.0, (0,) * 5) if drop is None else (drop.p, (round(drop.p * 2**32), 0, drop.site, drop.key.seed, drop.key.step))
+    return np.array([[w % 2**32 for w in words]] * get_num_threads(), np.uint32), compute.type(1 / (1 - p))
 
 
 def attend(cache: AttentionCache, workspace: Workspace) -> None:
@@ -125,10 +123,13 @@ def attend_backward(
     masks = workspace.array("attention.masks", (panels.shape[0], BLOCK * MASK_STRIDE), dtype)
     for a in (dq, dk, dv):
         a.fill(0)
-    backward_kernel(Spec(q.dtype.name, table.kind, table.terms, drop is not None))(
-        q.reshape(-1), k.reshape(-1), v.reshape(-1), o.reshape(-1), do.reshape(-1), lse.reshape(-1), dlse.reshape(-1),
-        workspace.array("attention.delta", (lse.size,), dtype), dq.reshape(-1), dk.reshape(-1), dv.reshape(-1), (heads, groups, t_q, t_k, width),
-        documents.table, plan.first_tile, documents.time_q, documents.time_k, plan.causal, plan.window, dtype.type(d**-0.5), table.rate,
+    delta = workspace.array("attention.delta", (lse.size,), dtype)
+    bracket_rows, backward = backward_kernels(Spec(q.dtype.name, table.kind, table.terms, drop is not None))
+    bracket_rows(o.reshape(-1), do.reshape(-1), dlse.reshape(-1), delta, width)
+    backward(
+        q.reshape(-1), k.reshape(-1), v.reshape(-1), do.reshape(-1), lse.reshape(-1), delta, dq.reshape(-1), dk.reshape(-1), dv.reshape(-1),
+        (heads, groups, t_q, t_k, width), documents.table, plan.first_tile, documents.time_q, documents.time_k, plan.causal, plan.window,
+        dtype.type(d**-0.5), table.rate,
         table.parameters.astype(dtype), partial, *drawing(drop, dtype), (panels, squares, vectors, sums, limits, masks)
     )  # fmt: skip
     return bias_gradient(bias, time, partial.sum(0))

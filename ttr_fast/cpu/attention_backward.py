@@ -10,20 +10,20 @@ import functools
 from typing import Any
 
 import numpy as np
-from numba import prange
 
 from ttr_fast.cpu import simd
 from ttr_fast.cpu.attention_dropout import LANES, THIRD, draw_by_query
 from ttr_fast.cpu.attention_forward import Spec, taken_as_it_is, taken_converted
 from ttr_fast.cpu.attention_tiles import BLOCK, MASK_STRIDE, score_gradients
-from ttr_fast.cpu.jit import inner, kernel
+from ttr_fast.cpu.jit import inner
+from ttr_fast.cpu.team import team
 from ttr_fast.cpu.tiles import multiply
 from ttr_fast.cpu.time_bias import LOG2E, SHIFTS, sums_size
 
 
 @functools.cache
-def backward_kernel(spec: Spec) -> Any:
-    """The backward pass for one specification: called with arrays and filled buffers, see attention_backward."""
+def backward_kernels(spec: Spec) -> tuple[Any, Any]:
+    """The two steps of the backward pass for one specification: called with arrays and filled buffers, see attention.attend_backward."""
     kind, terms, shift = spec.kind, spec.terms, SHIFTS[spec.kind]
     f, lanes, drops = spec.compute, spec.lanes, spec.drops
     take = taken_as_it_is(spec) if spec.dtype == f.__name__ else taken_converted(spec)
@@ -106,9 +106,12 @@ def backward_kernel(spec: Spec) -> Any:
                 y[i * BLOCK + j] = f(delta * rate + shift) if own or not causal else u[i] + w[j]
 
     @inner(spec)
-    def one_tile(q, k, v, do, lse, delta, dq, dk, dv, q_start, k_start, row_start, heads, table, time_q, time_k, tile, causal, window, scale,
-                 rates, parameters, partial, draws, factor, scratch, width):  # fmt: skip
-        """One tile of keys against all queries that read them. q_start, row_start: of each head that shares the keys."""
+    def one_tile(q, k, v, do, lse, delta, dq, dk, dv, k_start, row_start, stride, heads, table, time_q, time_k, tile, causal, window, scale,
+                 rates, parameters, partial, draw, factor, scratch, width):  # fmt: skip
+        """One tile of keys against all queries that read them. heads: how many there are, the first that shares the keys, how many do.
+
+        row_start: of the first head's queries, those of the others follow `stride` rows apart; draw is told each head here.
+        """
         n_all, first_q, n_keys, first_k = table[2], table[3], table[6], table[7]
         j0 = max(tile * BLOCK, first_k)
         n = min(tile * BLOCK + BLOCK, first_k + n_keys) - j0
@@ -130,11 +133,13 @@ def backward_kernel(spec: Spec) -> Any:
         k_spoiled, v_spoiled = has_no_number(ks, 0, n * width), has_no_number(vt, 0, width * BLOCK)
         begin = max(first_q, j0) if causal else first_q
         end = min(first_q + n_all - 1, j0 + n - 1 + window - 1)
-        for head in range(q_start.size):
+        for head in range(heads[2]):
+            head_start = row_start + head * stride
+            draw[THIRD] = np.uint32(table[8] * heads[0] + heads[1] + head)
             for number in range(begin // BLOCK, (end // BLOCK if begin <= end else begin // BLOCK - 1) + 1):
                 p0, p1 = max(number * BLOCK, begin), min(number * BLOCK + BLOCK, end + 1)
-                rows, at, row = p1 - p0, q_start[head] + (p0 - first_q) * width, row_start[head] + p0 - first_q
-                times, block_start, rate = time_q[p0 - first_q : p1 - first_q], number * BLOCK, rates[heads + head]
+                rows, at, row = p1 - p0, (head_start + p0 - first_q) * width, head_start + p0 - first_q
+                times, block_start, rate = time_q[p0 - first_q : p1 - first_q], number * BLOCK, rates[heads[1] + head]
                 known = n_keys > 0 and block_start < first_k + n_keys
                 moment = time_k[max(block_start - first_k, 0)] if known else time_q[max(block_start - first_q, 0)]
                 masked = not causal or number == tile or n < BLOCK or rows % 8 != 0 or p1 - window > j0
@@ -153,8 +158,8 @@ def backward_kernel(spec: Spec) -> Any:
                 do_block, _ = take(do, at, rows, width, do_panel)
                 skipped = j0 % 4
                 if drops:
-                    draw_tile(rows, n, (j0 - skipped) // 4, p0, draws[head], factor, mask)
-                par = parameters[heads + head]
+                    draw_tile(rows, n, (j0 - skipped) // 4, p0, draw, factor, mask)
+                par = parameters[heads[1] + head]
                 weigh_block(q_block, do_block, at_block, rows, n, kt, vt, minus_lse, minus_delta, u, w, y, lo, hi, masked, par, mask, skipped,
                             p, ds, sums, width)  # fmt: skip
                 spoiled = masked and (
@@ -169,38 +174,33 @@ def backward_kernel(spec: Spec) -> Any:
                     total = 0.0
                     for lane in range(lanes):
                         total += sums[m * lanes + lane]
-                    partial[heads + head, m] += total
+                    partial[heads[1] + head, m] += total
         for x in range(n * width):
             dk[k_at + x], dv[k_at + x] = tile_dk[x] * scale, tile_dv[x]
 
-    @kernel(spec, parallel=True)
-    def backward(q, k, v, o, do, lse, dlse, delta, dq, dk, dv, shape, table, first_tile, time_q, time_k, causal, window, scale, rates, parameters,
-                 partial, draw, factor, scratch):  # fmt: skip
+    @team(spec)
+    def bracket_rows(worker, workers, o, do, dlse, delta, width):
+        """The brackets of all rows."""
+        rows = delta.size
+        brackets(o, do, dlse, delta, rows * worker // workers, rows * (worker + 1) // workers, width)
+
+    @team(spec)
+    def backward(worker, workers, q, k, v, do, lse, delta, dq, dk, dv, shape, table, first_tile, time_q, time_k, causal, window, scale, rates,
+                 parameters, partial, draw, factor, scratch):  # fmt: skip
         """All key/value heads of all documents, dealt to the workers in turn; dq, dk, dv and partial come filled with zeros."""
         heads, groups, t_q, t_k, width = shape
         panels, squares, vectors, sums, limits, masks = scratch
-        workers, sharers = panels.shape[0], heads // groups
-        for unsigned in prange(workers):
-            worker = np.int64(unsigned)
-            rows = delta.size
-            brackets(o, do, dlse, delta, rows * worker // workers, rows * (worker + 1) // workers, width)
-        for unsigned in prange(workers):
-            worker = np.int64(unsigned)
-            q_start, row_start, draws = np.empty(sharers, np.int64), np.empty(sharers, np.int64), np.empty((sharers, draw.size), np.uint32)
-            for item in range(worker, table.shape[0] * groups, workers):
-                d, g = item // groups, item % groups
-                row_q, place_q, n_q, _, row_k, place_k, n_k, first_k, document = table[d]
-                for s in range(sharers):
-                    row_start[s] = (row_q * heads + g * sharers + s) * t_q + place_q
-                    q_start[s] = row_start[s] * width
-                    draws[s] = draw
-                    draws[s, THIRD] = np.uint32(document * heads + g * sharers + s)
-                k_start = ((row_k * groups + g) * t_k + place_k) * width
-                mine = (panels[worker], squares[worker], vectors[worker], sums[worker], limits[worker], masks[worker])
-                times_q, times_k = time_q[row_q, place_q : place_q + n_q], time_k[row_k, place_k : place_k + n_k]
-                for t in range(first_tile[d], first_tile[d + 1]):
-                    tile = first_k // BLOCK + t - first_tile[d]
-                    one_tile(q, k, v, do, lse, delta, dq, dk, dv, q_start, k_start, row_start, g * sharers, table[d], times_q, times_k,
-                             tile, causal, window, scale, rates, parameters, partial[t], draws, factor, mine, width)  # fmt: skip
+        mine = (panels[worker], squares[worker], vectors[worker], sums[worker], limits[worker], masks[worker])
+        sharers = heads // groups
+        for item in range(worker, table.shape[0] * groups, workers):
+            d, g = item // groups, item % groups
+            row_q, place_q, n_q, _, row_k, place_k, n_k, first_k, _ = table[d]
+            row_start = (row_q * heads + g * sharers) * t_q + place_q
+            k_start = ((row_k * groups + g) * t_k + place_k) * width
+            times_q, times_k = time_q[row_q, place_q : place_q + n_q], time_k[row_k, place_k : place_k + n_k]
+            for t in range(first_tile[d], first_tile[d + 1]):
+                tile = first_k // BLOCK + t - first_tile[d]
+                one_tile(q, k, v, do, lse, delta, dq, dk, dv, k_start, row_start, t_q, (heads, g * sharers, sharers), table[d], times_q, times_k,
+                         tile, causal, window, scale, rates, parameters, partial[t], draw[worker], factor, mine, width)  # fmt: skip
 
-    return backward
+    return bracket_rows, backward

@@ -12,12 +12,12 @@ import functools
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import prange
 
 from ttr_fast.cpu import simd
 from ttr_fast.cpu.attention_dropout import LANES, THIRD, draw_by_key
 from ttr_fast.cpu.attention_tiles import BLOCK, add_bias, raw_scores, scores_to_weights
-from ttr_fast.cpu.jit import inner, kernel
+from ttr_fast.cpu.jit import inner
+from ttr_fast.cpu.team import team
 from ttr_fast.cpu.tiles import multiply
 from ttr_fast.cpu.time_bias import SHIFTS
 from ttr_ref.config import BiasKind
@@ -64,18 +64,6 @@ def taken_converted(spec: Spec) -> Any:
         return panel, 0
 
     return take
-
-
-def draw_of_head(spec: Spec) -> Any:
-    """A copy of `draw` with the third counter filled in."""
-
-    @inner(spec)
-    def drawn_for(draw, third):
-        mine = draw.copy()
-        mine[THIRD] = np.uint32(third)
-        return mine
-
-    return drawn_for
 
 
 @functools.cache
@@ -261,28 +249,25 @@ def forward_kernel(spec: Spec) -> Any:
             for d in range(0, width, lanes):
                 simd.store(simd.mul(simd.load(values, i * width + d), simd.splat(share)), o, q_at + row * width + d)
 
-    drawn_for = draw_of_head(spec)
-
-    @kernel(spec, parallel=True)
-    def forward(q, k, v, o, lse, shape, table, time_q, time_k, items, causal, window, scale, rates, parameters, draw, factor, scratch):
+    @team(spec)
+    def forward(worker, workers, q, k, v, o, lse, shape, table, time_q, time_k, items, causal, window, scale, rates, parameters, draw, factor,
+                scratch):  # fmt: skip
         """All items, dealt to the workers (rows of each scratch array) to and fro, so that each gets as much of the costly ones."""
         heads, groups, t_q, t_k, width = shape
         panels, squares, vectors, limits = scratch
-        workers = panels.shape[0]
-        for unsigned in prange(workers):
-            worker = np.int64(unsigned)
-            for turn in range((items.shape[0] + workers - 1) // workers):
-                item = turn * workers + (worker if turn % 2 == 0 else workers - 1 - worker)
-                if item >= items.shape[0]:
-                    continue
-                d, h, number = items[item]
-                row_q, place_q, n_q, _, row_k, place_k, n_k, _, document = table[d]
-                q_at = ((row_q * heads + h) * t_q + place_q) * width
-                k_at = ((row_k * groups + h // (heads // groups)) * t_k + place_k) * width
-                lse_at = (row_q * heads + h) * t_q + place_q
-                times_q, times_k = time_q[row_q, place_q : place_q + n_q], time_k[row_k, place_k : place_k + n_k]
-                mine = (panels[worker], squares[worker], vectors[worker], limits[worker])
-                block(q, k, v, o, lse, q_at, k_at, lse_at, table[d], times_q, times_k,
-                      number, causal, window, width, scale, rates[h], parameters[h], drawn_for(draw, document * heads + h), factor, mine)  # fmt: skip
+        mine = (panels[worker], squares[worker], vectors[worker], limits[worker])
+        for turn in range((items.shape[0] + workers - 1) // workers):
+            item = turn * workers + (worker if turn % 2 == 0 else workers - 1 - worker)
+            if item >= items.shape[0]:
+                continue
+            d, h, number = items[item]
+            row_q, place_q, n_q, _, row_k, place_k, n_k, _, document = table[d]
+            q_at = ((row_q * heads + h) * t_q + place_q) * width
+            k_at = ((row_k * groups + h // (heads // groups)) * t_k + place_k) * width
+            lse_at = (row_q * heads + h) * t_q + place_q
+            times_q, times_k = time_q[row_q, place_q : place_q + n_q], time_k[row_k, place_k : place_k + n_k]
+            draw[worker, THIRD] = np.uint32(document * heads + h)
+            block(q, k, v, o, lse, q_at, k_at, lse_at, table[d], times_q, times_k,
+                  number, causal, window, width, scale, rates[h], parameters[h], draw[worker], factor, mine)  # fmt: skip
 
     return forward

@@ -5,21 +5,20 @@ them into their gradients in place. A row's largest logit and its sum of exponen
 """
 
 import numpy as np
-from numba import prange
 
 from ttr_fast.cpu import rows, simd
-from ttr_fast.cpu.jit import kernel
+from ttr_fast.cpu.team import share, team
 
 LOG2E = 1 / np.log(2)
 
 
-@kernel(parallel=True)
-def cross_entropy_forward(logits, targets, nats, lse):
+@team()
+def cross_entropy_forward(worker, workers, logits, targets, nats, lse):
     """nats, lse (N,) of logits (N, V) and targets (N,) int64 in 0 … V − 1."""
     n, vocabulary = logits.shape
     lanes = rows.lanes_of(logits)
-    for unsigned in prange(n):
-        i = np.int64(unsigned)
+    begin, end = share(worker, workers, n)
+    for i in range(begin, end):
         nothing = rows.full(logits, -np.inf)
         tops = nothing
         for k in range(0, vocabulary, lanes):
@@ -34,13 +33,13 @@ def cross_entropy_forward(logits, targets, nats, lse):
         nats[i] = exact - np.float64(logits[i, targets[i]])
 
 
-@kernel(parallel=True)
-def cross_entropy_backward(dnats, dlse, targets, lse, logits, dlogits):
+@team()
+def cross_entropy_backward(worker, workers, dnats, dlse, targets, lse, logits, dlogits):
     """dlogits (N, V) of any storage, which may be logits; dnats, dlse, lse (N,)."""
     n, vocabulary = logits.shape
     lanes = rows.lanes_of(logits)
-    for unsigned in prange(n):
-        i = np.int64(unsigned)
+    begin, end = share(worker, workers, n)
+    for i in range(begin, end):
         log2e, both, own = rows.full(logits, LOG2E), rows.full(logits, dnats[i] + dlse[i]), rows.full(logits, dnats[i])
         top = rows.full(logits, lse[i])
         for k in range(0, vocabulary, lanes):

@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Inexact, Int64
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.extending import intrinsic
 from numpy import ndarray
 
 from ttr_fast.cpu import rows, simd
-from ttr_fast.cpu.jit import kernel
+from ttr_fast.cpu.jit import inner, kernel
 from ttr_fast.cpu.philox import emit_philox
 from ttr_fast.cpu.simd import COMPUTE, I32, LANES, VECTORS, Emitter
+from ttr_fast.cpu.team import share, team
 from ttr_ref.dropout import Dropout
 from ttr_ref.philox import M0, M1, ROUNDS, W0, W1
 
@@ -83,7 +84,7 @@ def draw(typing, like, group, row, third, words, factor):
     return result(like, types.int64, types.int64, types.int64, types.UniTuple(types.int64, 4), scalar), generate
 
 
-@kernel()
+@inner()
 def dropped(v, a, b, count):
     """v times the masks of up to two sites, in order."""
     if count > 0:
@@ -93,13 +94,13 @@ def dropped(v, a, b, count):
     return v
 
 
-@kernel(parallel=True)
-def drop_features(x, residual, y, position, document, words, factors):
+@team()
+def drop_features(worker, workers, x, residual, y, position, document, words, factors):
     """y = residual + masks ∘ x; residual (N, E) or None. y may be x or the residual."""
     n, e = x.shape
     lanes, count = rows.lanes_of(x), words.shape[0]
-    for unsigned in prange(n):
-        i = np.int64(unsigned)
+    begin, end = share(worker, workers, n)
+    for i in range(begin, end):
         for first in range(0, e, 4 * lanes):
             one = rows.full(x, 1)
             a, b = (one, one, one, one), (one, one, one, one)

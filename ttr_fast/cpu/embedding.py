@@ -4,11 +4,10 @@ Backward sorts the places by token, by counting, which keeps their order; then e
 are dealt to the threads like cards.
 """
 
-import numpy as np
-from numba import prange
 
 from ttr_fast.cpu import rows, simd
 from ttr_fast.cpu.jit import kernel
+from ttr_fast.cpu.team import share, team
 
 STRIPES = 64
 """Shares of the table: row v belongs to v % STRIPES, so that the common tokens, often neighbours, are not one thread's."""
@@ -23,13 +22,13 @@ def first_unknown(tokens, document, vocabulary):
     return -1
 
 
-@kernel(parallel=True)
-def gather(tokens, document, table, factor, x):
+@team()
+def gather(worker, workers, tokens, document, table, factor, x):
     """x (N, E) = factor · table[tokens], zeros in padding."""
     n, e = x.shape
     lanes = rows.lanes_of(table)
-    for unsigned in prange(n):
-        i = np.int64(unsigned)
+    begin, end = share(worker, workers, n)
+    for i in range(begin, end):
         here = document[i] != -1
         for k in range(0, e, lanes):
             v = rows.full(table, 0)
@@ -67,13 +66,13 @@ def sort_places(tokens, document, start, order):
     start[0] = 0
 
 
-@kernel(parallel=True)
-def sum_places(dx, factor, add, dtable, start, order):
+@team()
+def sum_places(worker, workers, dx, factor, add, dtable, start, order):
     """Each row of the table, a vector of features at a time."""
     vocabulary, e = dtable.shape
     lanes = rows.lanes_of(dtable)
-    for unsigned in prange(STRIPES):
-        for v in range(np.int64(unsigned), vocabulary, STRIPES):
+    for block in range(worker, STRIPES, workers):
+        for v in range(block, vocabulary, STRIPES):
             if add and start[v] == start[v + 1]:
                 continue
             for k in range(0, e, lanes):
@@ -86,8 +85,7 @@ def sum_places(dx, factor, add, dtable, start, order):
                 rows.store_part(s, dtable, v * e + k, e - k)
 
 
-@kernel()
-def add_by_token(dx, tokens, document, factor, add, dtable, start, order):
+def add_by_token(dx, tokens, document, factor, add, dtable, start, order) -> None:
     """dtable (V, E) = factor Σ dx over the places with each token, or that much more than it was (add). NaN in padding is not read.
 
     dx (N, E) of any storage; dtable in the type of arithmetic. start (V + 1,), order (N,) int64 are scratch.

@@ -6,10 +6,10 @@ which takes one power of two and cancels nowhere. gelu is formed again in backwa
 """
 
 import numpy as np
-from numba import prange
 
 from ttr_fast.cpu import rows, simd
-from ttr_fast.cpu.jit import kernel
+from ttr_fast.cpu.jit import inner
+from ttr_fast.cpu.team import share, team
 from ttr_ref.feed_forward_geglu import CUBIC, SLOPE
 
 EXPONENT = -2 * SLOPE / np.log(2)
@@ -18,7 +18,7 @@ HIGHEST = 126.0
 """A power of two whose reciprocal nobody sees, times any gate that has it."""
 
 
-@kernel()
+@inner()
 def gate_parts(g, like):
     """(e^(−2u), s) of a vector of gates."""
     one = rows.full(like, 1)
@@ -27,26 +27,26 @@ def gate_parts(g, like):
     return z, simd.div(one, simd.add(one, z))
 
 
-@kernel(parallel=True)
-def geglu_forward(hidden, act):
+@team()
+def geglu_forward(worker, workers, hidden, act):
     """act (N, F) = a ∘ gelu(g) of hidden (N, 2F) = [a | g]."""
     n, f = act.shape
     lanes = rows.lanes_of(hidden)
-    for unsigned in prange(n):
-        i = np.int64(unsigned)
+    begin, end = share(worker, workers, n)
+    for i in range(begin, end):
         for k in range(0, f, lanes):
             a, g = rows.load_part(hidden, 2 * i * f + k, f - k), rows.load_part(hidden, 2 * i * f + f + k, f - k)
             _, s = gate_parts(g, hidden)
             rows.store_part(simd.mul(a, simd.mul(g, s)), act, i * f + k, f - k)
 
 
-@kernel(parallel=True)
-def geglu_backward(dact, hidden, dhidden):
+@team()
+def geglu_backward(worker, workers, dact, hidden, dhidden):
     """dhidden (N, 2F), which may be hidden, from dact (N, F)."""
     n, f = dact.shape
     lanes = rows.lanes_of(hidden)
-    for unsigned in prange(n):
-        i = np.int64(unsigned)
+    begin, end = share(worker, workers, n)
+    for i in range(begin, end):
         for k in range(0, f, lanes):
             to_a, to_g = 2 * i * f + k, 2 * i * f + f + k
             a, g, d = rows.load_part(hidden, to_a, f - k), rows.load_part(hidden, to_g, f - k), rows.load_part(dact, i * f + k, f - k)

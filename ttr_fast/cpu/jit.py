@@ -92,7 +92,7 @@ def kernel(variant: object = "", **options: Any) -> Callable[[Callable[..., Any]
     """Compile a function when it is first called, for the types it is called with.
 
     variant: what a function made inside another one is specialised for; its words must tell it from its sisters.
-    options: those of numba.njit, `parallel=True` above all.
+    options: those of numba.njit. Kernels for several threads are made by team.py.
     """
 
     def compiled(function: Callable[..., Any]) -> Any:

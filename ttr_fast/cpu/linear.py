@@ -13,12 +13,14 @@ or that of the threads; in dW rows are summed in their order.
 from typing import Literal
 
 import numpy as np
-from numba import get_num_threads, prange
+from numba import get_num_threads
 from numpy import ndarray
 
 from ttr_fast.cpu import simd
-from ttr_fast.cpu.jit import kernel
+from ttr_fast.cpu.jit import inner
 from ttr_fast.cpu.panels import COLUMNS, PAIRS, ROWS, advance, each, pack_columns, pack_rows, stream
+from ttr_fast.cpu.rows import load_part, store_part
+from ttr_fast.cpu.team import share, team
 from ttr_fast.cpu.workspace import Workspace
 
 PADDED_TO = 32
@@ -31,77 +33,65 @@ ALIGNED_TO = 64
 CARRIERS = (np.float64, np.float32, np.int16, np.uint16)
 
 
-@kernel(inline="always")
+@inner()
 def finish(strip, at, row, rows, column, c, columns, addend, adds):
     """Rows of one panel's sums to C, `addend` added to them if `adds`."""
     vector = 64 // strip.itemsize
-    width = COLUMNS * vector
-    edge = np.zeros(vector, c.dtype) if column + width > columns else np.zeros(0, c.dtype)
     for i in range(rows):
-        for j in range(0, min(width, columns - column), vector):
-            v, to = simd.load(strip, at + i * width + j), (row + i) * columns + column + j
-            n = columns - column - j
-            if n >= vector:
-                if adds:
-                    v = simd.add(v, simd.load(addend, to))
-                simd.store(v, c, to)
-            else:
-                if adds:
-                    for l in range(n):
-                        edge[l] = addend[to + l]
-                    v = simd.add(v, simd.load(edge, 0))
-                simd.store(v, edge, 0)
-                for l in range(n):
-                    c[to + l] = edge[l]
+        for j in range(0, min(COLUMNS * vector, columns - column), vector):
+            v, to, n = simd.load(strip, at + i * COLUMNS * vector + j), (row + i) * columns + column + j, columns - column - j
+            if adds:
+                v = simd.add(v, load_part(addend, to, n))
+            store_part(v, c, to, n)
 
 
-@kernel(inline="always")
+@inner()
 def tile_rows(rows):
     """For how many rows there is room in the sums of a panel."""
     return FEW_ROWS if rows <= FEW_ROWS else (rows + ROWS - 1) // ROWS * ROWS
 
 
-@kernel(inline="always")
+@inner()
 def packed_chains(a_panels, b, b_turned, b_stride, shape, start, row, rows, column, panels, k_block, block, strip, at):
     """Sums from k = start on of rows row … row + rows of C and `panels` panels of its columns from `column` on, B packed on the way."""
     _, depth, columns = shape
-    width, share = COLUMNS * (64 // strip.itemsize), each(block)
-    room = (depth + PADDED_TO - 1) // PADDED_TO * PADDED_TO // share
+    width, held = COLUMNS * (64 // strip.itemsize), each(block)
+    room = (depth + PADDED_TO - 1) // PADDED_TO * PADDED_TO // held
     height = tile_rows(rows)
     for k in range(start, depth, k_block):
         count = min(k_block, depth - k)
-        steps = (count + share - 1) // share
+        steps = (count + held - 1) // held
         for p in range(panels):
-            pack_columns(b, b_turned, b_stride, column + p * width, columns, k, count, block, p * (k_block // share) * width)
+            pack_columns(b, b_turned, b_stride, column + p * width, columns, k, count, block, p * (k_block // held) * width)
         for p in range(panels):
-            at_b = p * (k_block // share) * width
+            at_b = p * (k_block // held) * width
             for i in range(0, rows, ROWS):
-                at_a, at_c = (row + i) * room + k // share * ROWS, at + (p * height + i) * width
+                at_a, at_c = (row + i) * room + k // held * ROWS, at + (p * height + i) * width
                 if rows - i <= FEW_ROWS:
                     advance(steps, a_panels, at_a, block, at_b, strip, at_c, FEW_ROWS)
                 else:
                     advance(steps, a_panels, at_a, block, at_b, strip, at_c, ROWS)
 
 
-@kernel(inline="always")
+@inner()
 def streamed_chains(a_panels, b, shape, rows, column, panels, strip):
     """The same where there are `rows` ≤ FEW_ROWS rows in all, B read once where it lies. Returns the next k: of bf16 pairs one may be left."""
     _, depth, columns = shape
-    width, share = COLUMNS * (64 // strip.itemsize), each(a_panels)
-    steps, height = depth // share, FEW_ROWS * width
+    width, held = COLUMNS * (64 // strip.itemsize), each(a_panels)
+    steps, height = depth // held, FEW_ROWS * width
     whole = steps // STREAMED * STREAMED
     for s in range(0, whole, STREAMED):
-        at = s * share * columns + column
+        at = s * held * columns + column
         if rows == 1:
             stream(panels, a_panels, s * ROWS, b, at, columns, strip, 0, height, 1, STREAMED)
         else:
             stream(panels, a_panels, s * ROWS, b, at, columns, strip, 0, height, FEW_ROWS, STREAMED)
     for s in range(whole, steps):
-        stream(panels, a_panels, s * ROWS, b, s * share * columns + column, columns, strip, 0, height, FEW_ROWS, 1)
-    return steps * share
+        stream(panels, a_panels, s * ROWS, b, s * held * columns + column, columns, strip, 0, height, FEW_ROWS, 1)
+    return steps * held
 
 
-@kernel()
+@inner()
 def item_product(a_panels, b, b_turned, b_stride, c, addend, adds, shape, row, rows, column, panels, k_block, block, strip):
     """Rows row … row + rows of C, `panels` panels of its columns from `column` on."""
     columns = shape[2]
@@ -120,35 +110,38 @@ def item_product(a_panels, b, b_turned, b_stride, c, addend, adds, shape, row, r
         finish(strip, p * height * width, row, rows, column + p * width, c, columns, addend, adds)
 
 
-@kernel(parallel=True)
-def product(a, a_turned, b, b_turned, c, addend, adds, shape, plan, a_panels, blocks, strips):
-    """C = A B, all arrays flat. a_turned: A lies by rows, so that its panels have to be turned; b_turned: B lies by columns."""
-    rows, depth, columns = shape
-    block_rows, k_block, item_panels = plan
-    workers, share = strips.shape[0], each(blocks)
-    room = (depth + PADDED_TO - 1) // PADDED_TO * PADDED_TO // share
-    width = COLUMNS * (64 // strips.itemsize)
-    a_stride, b_stride = depth if a_turned else rows, depth if b_turned else columns
-
+@team()
+def pack_left(worker, workers, a, a_turned, shape, a_panels):
+    """The panels of A, flat; a_turned: A lies by rows, so that its panels have to be turned."""
+    rows, depth, _ = shape
+    held = each(a_panels)
+    room = (depth + PADDED_TO - 1) // PADDED_TO * PADDED_TO // held
+    a_stride = depth if a_turned else rows
     # 64 rows are packed together: where A lies by columns, panels next to each other share cache lines
-    groups = (rows + 63) // 64
-    cuts = (depth + BLOCK_STEPS - 1) // BLOCK_STEPS
-    for unsigned in prange(groups * cuts):
-        job = np.int64(unsigned)
+    groups, cuts = (rows + 63) // 64, (depth + BLOCK_STEPS - 1) // BLOCK_STEPS
+    begin, end = share(worker, workers, groups * cuts)
+    for job in range(begin, end):
         group, k = job // cuts, job % cuts * BLOCK_STEPS
         for i in range(group * 64, min(group * 64 + 64, rows), ROWS):
-            pack_rows(a, a_turned, a_stride, i, rows, k, min(BLOCK_STEPS, depth - k), a_panels, i * room + k // share * ROWS)
+            pack_rows(a, a_turned, a_stride, i, rows, k, min(BLOCK_STEPS, depth - k), a_panels, i * room + k // held * ROWS)
 
+
+@team()
+def product(worker, workers, a_panels, b, b_turned, c, addend, adds, shape, plan, blocks, strips):
+    """C = A B, all arrays flat; b_turned: B lies by columns."""
+    rows, depth, columns = shape
+    block_rows, k_block, item_panels = plan
+    width = COLUMNS * (64 // strips.itemsize)
+    b_stride = depth if b_turned else columns
     row_blocks = (rows + block_rows - 1) // block_rows
     column_blocks = (columns + item_panels * width - 1) // (item_panels * width)
     items = row_blocks * column_blocks
-    for unsigned in prange(workers):
-        worker = np.int64(unsigned)
-        for item in range(worker * items // workers, (worker + 1) * items // workers):
-            row, column = item // column_blocks * block_rows, item % column_blocks * item_panels * width
-            panels = min(item_panels, (columns - column + width - 1) // width)
-            item_product(a_panels, b, b_turned, b_stride, c, addend, adds, shape, row, min(block_rows, rows - row), column, panels,
-                         k_block, blocks[worker], strips[worker])  # fmt: skip
+    begin, end = share(worker, workers, items)
+    for item in range(begin, end):
+        row, column = item // column_blocks * block_rows, item % column_blocks * item_panels * width
+        panels = min(item_panels, (columns - column + width - 1) // width)
+        item_product(a_panels, b, b_turned, b_stride, c, addend, adds, shape, row, min(block_rows, rows - row), column, panels,
+                     k_block, blocks[worker], strips[worker])  # fmt: skip
 
 
 def rounded_up(n: int, multiple: int) -> int:
@@ -216,8 +209,9 @@ def matmul(
     end += workers * block_bytes
     strips = raw[end : end + workers * strip_bytes].view(np.float64 if held == np.float64 else np.float32).reshape(workers, -1)
     added = c if addend is None else addend
-    product(a.reshape(-1), not a_transposed, b.reshape(-1), b_transposed, c.reshape(-1), added.reshape(-1), addend is not None,
-            (rows, depth, columns), plan, panels, blocks, strips)  # fmt: skip
+    shape = (rows, depth, columns)
+    pack_left(a.reshape(-1), not a_transposed, shape, panels)
+    product(panels, b.reshape(-1), b_transposed, c.reshape(-1), added.reshape(-1), addend is not None, shape, plan, blocks, strips)
 
 
 def linear_forward(

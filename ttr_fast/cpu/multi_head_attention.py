@@ -8,16 +8,15 @@ the block's live until backward.
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 from numpy import ndarray
 
 from ttr_fast.cpu import rows, simd
 from ttr_fast.cpu.attention import AttentionCache, AttentionPlan, attend, attend_backward, padded_width
 from ttr_fast.cpu.dropout import head_dropout_factors, sites_of
-from ttr_fast.cpu.jit import kernel
 from ttr_fast.cpu.linear import linear_backward_input, linear_backward_weight, linear_forward
 from ttr_fast.cpu.places import Places
 from ttr_fast.cpu.rope import rope_angles, rope_backward, rope_forward
+from ttr_fast.cpu.team import share, team
 from ttr_fast.cpu.workspace import Workspace
 from ttr_ref.config import BlockConfig
 from ttr_ref.dropout import ATTENTION, WHOLE_HEAD, DropoutKey, dropout_at
@@ -36,12 +35,12 @@ class MultiHeadAttentionCache(NamedTuple):
     params: MultiHeadAttentionParams
 
 
-@kernel(parallel=True)
-def merge_heads(o, d, factors, merged):
+@team()
+def merge_heads(worker, workers, o, d, factors, merged):
     """merged (N, H D) = the first d features of each head of o (B, H, T, width), times factors (N, H)."""
     _, heads, places, width = o.shape
-    for unsigned in prange(merged.shape[0]):
-        i = np.int64(unsigned)
+    begin, end = share(worker, workers, merged.shape[0])
+    for i in range(begin, end):
         for h in range(heads):
             source, target = (((i // places) * heads + h) * places + i % places) * width, (i * heads + h) * d
             factor = rows.full(o, factors[i, h])
@@ -49,12 +48,12 @@ def merge_heads(o, d, factors, merged):
                 rows.store_part(simd.mul(rows.load_part(o, source + x, d - x), factor), merged, target + x, d - x)
 
 
-@kernel(parallel=True)
-def split_heads(merged, d, factors, o):
+@team()
+def split_heads(worker, workers, merged, d, factors, o):
     """The way back, zeros behind each head's features."""
     _, heads, places, width = o.shape
-    for unsigned in prange(merged.shape[0]):
-        i = np.int64(unsigned)
+    begin, end = share(worker, workers, merged.shape[0])
+    for i in range(begin, end):
         for h in range(heads):
             source, target = (i * heads + h) * d, (((i // places) * heads + h) * places + i % places) * width
             factor = rows.full(o, factors[i, h])

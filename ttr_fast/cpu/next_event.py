@@ -7,16 +7,15 @@ chunk's logits are turned into their gradient where they lie and never formed ag
 from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 from numpy import ndarray
 
 from ttr_fast.cpu import rows, simd
 from ttr_fast.cpu.cross_entropy import cross_entropy_backward, cross_entropy_forward
 from ttr_fast.cpu.dropout import sites_of
 from ttr_fast.cpu.embedding import add_by_token
-from ttr_fast.cpu.jit import kernel
 from ttr_fast.cpu.linear import matmul
 from ttr_fast.cpu.places import Places, places_of
+from ttr_fast.cpu.team import share, team
 from ttr_fast.cpu.time_head import time_head_backward, time_head_forward
 from ttr_fast.cpu.transformer_block import add_product, feed_forward, feed_forward_backward, normed_with_time, normed_with_time_backward
 from ttr_fast.cpu.workspace import Workspace
@@ -35,12 +34,12 @@ class Weights(NamedTuple):
     z_loss: float
 
 
-@kernel(parallel=True)
-def gather(x, index, table, tokens, y):
+@team()
+def gather(worker, workers, x, index, table, tokens, y):
     """y[n] = x[index[n]], plus table[tokens[n]] if there is a table."""
     e = x.shape[1]
-    for unsigned in prange(index.size):
-        n = np.int64(unsigned)
+    begin, end = share(worker, workers, index.size)
+    for n in range(begin, end):
         for k in range(0, e, rows.lanes_of(x)):
             v = rows.load_part(x, index[n] * e + k, e - k)
             if table is not None:
@@ -48,12 +47,12 @@ def gather(x, index, table, tokens, y):
             rows.store_part(v, y, n * e + k, e - k)
 
 
-@kernel(parallel=True)
-def scatter_add(y, index, x):
+@team()
+def scatter_add(worker, workers, y, index, x):
     """x[index[n]] += y[n]; no place occurs twice."""
     e = x.shape[1]
-    for unsigned in prange(index.size):
-        n = np.int64(unsigned)
+    begin, end = share(worker, workers, index.size)
+    for n in range(begin, end):
         for k in range(0, e, rows.lanes_of(x)):
             at = index[n] * e + k
             rows.store_part(simd.add(rows.load_part(x, at, e - k), rows.load_part(y, n * e + k, e - k)), x, at, e - k)

@@ -24,7 +24,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from ttr_fast.cpu.half import has_feature
-from ttr_fast.cpu.jit import kernel
+from ttr_fast.cpu.jit import inner
 from ttr_fast.cpu.simd import I16, I32, I64, Emitter, item_pointer
 from ttr_fast.cpu.tiles import counted_loop, offset, unrolled_loop
 
@@ -227,7 +227,7 @@ def stream(typing, panels, a, a0, b, b0, stride, c, c0, c_panel, rows, steps):
 def packer(vectors: int) -> Any:
     """The function that fills panels of `vectors` vectors of columns, or of ROWS rows for 0."""
 
-    @kernel(vectors)
+    @inner(vectors)
     def pack(source, k_inside, stride, first, lanes, k, count, panel, to):
         """Lanes first … of the source's `lanes`, steps k … k + count, to panel[to …], whose room is a multiple of what is turned at once.
 

@@ -7,11 +7,11 @@ import functools
 
 import numpy as np
 from jaxtyping import Float64, Inexact
-from numba import get_num_threads, prange
+from numba import get_num_threads
 from numpy import ndarray
 
-from ttr_fast.cpu.jit import kernel
 from ttr_fast.cpu.simd import add, load, splat, total
+from ttr_fast.cpu.team import share, team
 from ttr_fast.cpu.tiles import multiply
 
 SHAPES = ((12, 2), (8, 2), (6, 1))
@@ -26,12 +26,11 @@ APART = 1024
 def products_kernel(rows: int, columns: int):
     """Each thread multiplies its own tiles `repeats` times."""
 
-    @kernel((rows, columns), parallel=True)
-    def products(a, b, c, lanes, repeats):
+    @team((rows, columns))
+    def products(worker, workers, a, b, c, lanes, repeats):
         width = columns * lanes
-        for t in prange(a.shape[0]):
-            for _ in range(repeats):
-                multiply(TERMS, a, t * a.shape[1], TERMS, 1, b, t * b.shape[1], width, c, t * c.shape[1], width, rows, columns)
+        for _ in range(repeats):
+            multiply(TERMS, a, worker * a.shape[1], TERMS, 1, b, worker * b.shape[1], width, c, worker * c.shape[1], width, rows, columns)
 
     return products
 
@@ -53,17 +52,15 @@ class TileProducts:
         self.kernel(self.a, self.b, self.c, self.lanes, repeats)
 
 
-@kernel(parallel=True)
-def sums(x, parts):
+@team()
+def sums(worker, workers, x, parts):
     """parts[t, 0] = Σ of the t-th part of x, whose size is a multiple of 64 times the number of parts; four vectors in flight."""
-    size = x.size // parts.shape[0]
-    for t in prange(parts.shape[0]):
-        start = t * size
-        s, u, v, w = splat(np.float32(0)), splat(np.float32(0)), splat(np.float32(0)), splat(np.float32(0))
-        for i in range(start, start + size, 64):
-            s, u = add(s, load(x, i)), add(u, load(x, i + 16))
-            v, w = add(v, load(x, i + 32)), add(w, load(x, i + 48))
-        parts[t, 0] = total(add(add(s, u), add(v, w)))
+    start, end = share(worker, workers, x.size)
+    s, u, v, w = splat(np.float32(0)), splat(np.float32(0)), splat(np.float32(0)), splat(np.float32(0))
+    for i in range(start, end, 64):
+        s, u = add(s, load(x, i)), add(u, load(x, i + 16))
+        v, w = add(v, load(x, i + 32)), add(w, load(x, i + 48))
+    parts[worker, 0] = total(add(add(s, u), add(v, w)))
 
 
 def read_through(x: Inexact[ndarray, "n"]) -> Float64[ndarray, "threads"]:

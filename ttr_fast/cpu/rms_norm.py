@@ -6,14 +6,14 @@ Backward takes the gradient of a residual beside the norm in the same pass: dx =
 """
 
 import numpy as np
-from numba import prange
 
 from ttr_fast.cpu import rows, simd
-from ttr_fast.cpu.jit import kernel
+from ttr_fast.cpu.jit import inner
 from ttr_fast.cpu.rows import CHUNK
+from ttr_fast.cpu.team import share, team
 
 
-@kernel()
+@inner()
 def normalise(x, weight, eps, y, r, i):
     """Row i."""
     e, lanes = weight.size, rows.lanes_of(x)
@@ -28,27 +28,28 @@ def normalise(x, weight, eps, y, r, i):
         rows.store_part(simd.mul(x_hat, rows.load_part(weight, k, e - k)), y, at + k, e - k)
 
 
-@kernel(parallel=True)
-def rms_norm_forward(x, weight, eps, y, r):
+@team()
+def rms_norm_forward(worker, workers, x, weight, eps, y, r):
     """x, y (N, E); weight (E,); r (N,): the scale of each row, kept for backward."""
-    for i in prange(x.shape[0]):
-        normalise(x, weight, eps, y, r, np.int64(i))
+    begin, end = share(worker, workers, x.shape[0])
+    for i in range(begin, end):
+        normalise(x, weight, eps, y, r, i)
 
 
-@kernel(parallel=True)
-def rms_norm_add_forward(x, features, weight, eps, u, y, r):
+@team()
+def rms_norm_add_forward(worker, workers, x, features, weight, eps, u, y, r):
     """u = x + features in the storage of u, then y = rms_norm(u)."""
     n, e = x.shape
     lanes = rows.lanes_of(x)
-    for unsigned in prange(n):
-        i = np.int64(unsigned)
+    begin, end = share(worker, workers, n)
+    for i in range(begin, end):
         for k in range(0, e, lanes):
             v = simd.add(rows.load_part(x, i * e + k, e - k), rows.load_part(features, i * e + k, e - k))
             rows.store_part(v, u, i * e + k, e - k)
         normalise(u, weight, eps, y, r, i)
 
 
-@kernel()
+@inner()
 def row_gradient(dy, x, r, weight, residual, dx, du, partial, i, c):
     """Row i, whose share of the weight's gradient is added to partial[c]."""
     e, lanes = weight.size, rows.lanes_of(x)
@@ -70,19 +71,18 @@ def row_gradient(dy, x, r, weight, residual, dx, du, partial, i, c):
         rows.store_part(d, dx, at + k, e - k)
 
 
-@kernel(parallel=True)
-def norm_gradients(dy, x, r, weight, residual, dx, du, partial):
+@team()
+def norm_gradients(worker, workers, dy, x, r, weight, residual, dx, du, partial):
     """Chunks of rows."""
     n = x.shape[0]
-    for unsigned in prange(partial.shape[0]):
-        c = np.int64(unsigned)
+    begin, end = share(worker, workers, partial.shape[0])
+    for c in range(begin, end):
         partial[c] = 0
         for i in range(c * CHUNK, min(n, c * CHUNK + CHUNK)):
             row_gradient(dy, x, r, weight, residual, dx, du, partial, i, c)
 
 
-@kernel()
-def rms_norm_backward(dy, x, r, weight, residual, dx, du, dweight, partial):
+def rms_norm_backward(dy, x, r, weight, residual, dx, du, dweight, partial) -> None:
     """dx = residual + du, du being the gradient of what was normalised; x is u of rms_norm_add_forward where that was used.
 
     residual (N, E) or None; du (N, E), what the time features are given, or None. dx may be dy or residual.

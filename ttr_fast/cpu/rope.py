@@ -6,21 +6,21 @@ roundings; their cosine and sine (N, D/2) are kept in the type of arithmetic. Ba
 """
 
 import numpy as np
-from numba import prange
 
 from ttr_fast.cpu import rows, simd
-from ttr_fast.cpu.jit import kernel
+from ttr_fast.cpu.jit import inner, kernel
 from ttr_fast.cpu.rows import CHUNK
+from ttr_fast.cpu.team import share, team
 from ttr_ref.config import BlockConfig
 
 
-@kernel(parallel=True)
-def angles(position, tau, theta, omega, cos, sin):
+@team()
+def angles(worker, workers, position, tau, theta, omega, cos, sin):
     """cos, sin (N, len(theta) + len(omega)): of position · θ, then of τ · ω."""
     n, pairs = cos.shape
     by_index = theta.size
-    for unsigned in prange(n):
-        i = np.int64(unsigned)
+    begin, end = share(worker, workers, n)
+    for i in range(begin, end):
         for k in range(0, by_index, 8):
             x = rows.phase(simd.mul(simd.splat(np.float64(position[i])), rows.load_part(theta, k, by_index - k)))
             rows.store_part(rows.cosine(x), cos, i * pairs + k, by_index - k)
@@ -37,7 +37,7 @@ def rope_angles(position, tau, omega, config: BlockConfig, cos, sin) -> None:
     angles(position, tau, config.rope_base ** (-2.0 * by_index / config.head_dim), omega, cos, sin)
 
 
-@kernel()
+@inner()
 def turn_row(source, source_at, cos, sin, angle_at, d, target, target_at, sign):
     """One head of one token, from D features to as many as `target`'s rows have, or back."""
     lanes = rows.lanes_of(source)
@@ -49,7 +49,7 @@ def turn_row(source, source_at, cos, sin, angle_at, d, target, target_at, sign):
         rows.store_part(y, target, target_at + k, width - k)
 
 
-@kernel()
+@inner()
 def copy_row(source, source_at, d, target, target_at):
     """The same without a turn."""
     lanes = rows.lanes_of(source)
@@ -58,19 +58,19 @@ def copy_row(source, source_at, d, target, target_at):
         rows.store_part(rows.load_part(source, source_at + k, d - k), target, target_at + k, width - k)
 
 
-@kernel()
+@inner()
 def place_of(i, heads, h, places, width):
     """Where token i of head h stands in an array (B, heads, places, width)."""
     return ((i // places * heads + h) * places + i % places) * width
 
 
-@kernel(parallel=True)
-def rope_forward(qkv, cos, sin, d, q, k, v):
+@team()
+def rope_forward(worker, workers, qkv, cos, sin, d, q, k, v):
     """qkv (N, (H + 2G) D); cos, sin (N, D/2); q (B, H, T, width), k and v (B, G, T, width): queries and keys turned; zeros behind D features."""
     b_all, heads, t_all, width = q.shape
     groups, features = k.shape[1], qkv.shape[1]
-    for unsigned in prange(b_all * t_all):
-        i = np.int64(unsigned)
+    begin, end = share(worker, workers, b_all * t_all)
+    for i in range(begin, end):
         for h in range(heads):
             turn_row(qkv, i * features + h * d, cos, sin, i * (d // 2), d, q, place_of(i, heads, h, t_all, width), 1)
         for g in range(groups):
@@ -79,7 +79,7 @@ def rope_forward(qkv, cos, sin, d, q, k, v):
             copy_row(qkv, i * features + (heads + groups + g) * d, d, v, at)
 
 
-@kernel()
+@inner()
 def add_angle_gradients(y, dy, h, first, stop, tau, partial, row):
     """partial[row] += Σ τ (dy ∘ J y) over the tokens first … stop − 1 of head h; both features of a pair, side by side."""
     heads, places, width = y.shape[1], y.shape[2], y.shape[3]
@@ -92,13 +92,13 @@ def add_angle_gradients(y, dy, h, first, stop, tau, partial, row):
         simd.store(s, partial, row * width + k)
 
 
-@kernel(parallel=True)
-def turn_back(dq, dk, dv, q, k, cos, sin, tau, d, by_time, dqkv, partial):
+@team()
+def turn_back(worker, workers, dq, dk, dv, q, k, cos, sin, tau, d, by_time, dqkv, partial):
     """Chunks of tokens."""
     b_all, heads, t_all, width = q.shape
     groups, features, n = k.shape[1], dqkv.shape[1], b_all * t_all
-    for unsigned in prange((n + CHUNK - 1) // CHUNK):
-        c = np.int64(unsigned)
+    begin, end = share(worker, workers, (n + CHUNK - 1) // CHUNK)
+    for c in range(begin, end):
         first, stop = c * CHUNK, min(n, c * CHUNK + CHUNK)
         partial[c] = 0
         for i in range(first, stop):
@@ -116,16 +116,20 @@ def turn_back(dq, dk, dv, q, k, cos, sin, tau, d, by_time, dqkv, partial):
 
 
 @kernel()
-def rope_backward(dq, dk, dv, q, k, cos, sin, tau, d, dqkv, domega, partial):
+def sum_pairs(partial, first, domega):
+    """domega[p] = the sum of both features of pair first + p over all chunks, in order."""
+    for p in range(domega.size):
+        s = 0.0
+        for c in range(partial.shape[0]):
+            s += partial[c, 2 * (first + p)] + partial[c, 2 * (first + p) + 1]
+        domega[p] = s
+
+
+def rope_backward(dq, dk, dv, q, k, cos, sin, tau, d, dqkv, domega, partial) -> None:
     """dqkv (N, (H + 2G) D) from dq, dk, dv, which are shaped like q, k, v of rope_forward; domega float64, one for each pair turned by time.
 
     q, k: what rope_forward wrote; tau (N,) float64. partial (rows.chunks_of(N), width) float64 is scratch.
     """
     by_time = domega.size
     turn_back(dq, dk, dv, q, k, cos, sin, tau, d, by_time > 0, dqkv, partial)
-    first = d // 2 - by_time
-    for p in range(by_time):
-        s = 0.0
-        for c in range(partial.shape[0]):
-            s += partial[c, 2 * (first + p)] + partial[c, 2 * (first + p) + 1]
-        domega[p] = s
+    sum_pairs(partial, d // 2 - by_time, domega)

@@ -12,14 +12,13 @@ of threads.
 import math
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.extending import intrinsic
 
 from ttr_fast.cpu import simd
-from ttr_fast.cpu.jit import kernel
 from ttr_fast.cpu.simd import COMPUTE, I32, I64, LANES, VECTORS, Emitter, is_contiguous, item_pointer
+from ttr_fast.cpu.team import share, team
 
 CHUNK = 64
 """Rows whose sums are formed together."""
@@ -238,13 +237,14 @@ cosine = simd.unary(lambda e, x: emit_sine(e, x, 1))
 vmin = simd.binary(lambda e, x, y: e.b.select(e.b.fcmp_ordered(">", x, y), y, x))
 
 
-@kernel(parallel=True)
-def sum_chunks(partial, total):
+@team()
+def sum_chunks(worker, workers, partial, total):
     """total (E,) = the sum of partial (chunks, E), in order."""
     chunks, e = partial.shape
     lanes = lanes_of(partial)
-    for unsigned in prange((e + lanes - 1) // lanes):
-        k = np.int64(unsigned) * lanes
+    begin, end = share(worker, workers, (e + lanes - 1) // lanes)
+    for block in range(begin, end):
+        k = block * lanes
         s = full(partial, 0)
         for c in range(chunks):
             s = simd.add(s, load_part(partial, c * e + k, e - k))

@@ -5,11 +5,11 @@ Backward forms the phases again. Its sums over tokens run in float64, chunk by c
 """
 
 import numpy as np
-from numba import prange
 
 from ttr_fast.cpu import rows, simd
-from ttr_fast.cpu.jit import kernel
+from ttr_fast.cpu.jit import inner, kernel
 from ttr_fast.cpu.rows import CHUNK
+from ttr_fast.cpu.team import share, team
 
 
 @kernel()
@@ -19,7 +19,7 @@ def elapsed(time, document, origin, unit, tau):
         tau[i] = np.float64(time[i] - origin) / unit if document[i] != -1 else 0.0
 
 
-@kernel()
+@inner()
 def phases(tau, omega, phi, k):
     """ω τ + φ of the features k, k + 1, …, reduced; the straight line's is 0, whose cosine is 1."""
     count = omega.size - k
@@ -28,23 +28,23 @@ def phases(tau, omega, phi, k):
     return simd.sub(x, rows.only_lane(x, -k))
 
 
-@kernel(parallel=True)
-def time2vec_forward(tau, omega, phi, y):
+@team()
+def time2vec_forward(worker, workers, tau, omega, phi, y):
     """y (N, E) of any storage; tau (N,), omega (E,) float64; phi (E,) float64 or float32."""
     n, e = y.shape
-    for unsigned in prange(n):
-        i = np.int64(unsigned)
+    begin, end = share(worker, workers, n)
+    for i in range(begin, end):
         for k in range(0, e, 8):
             line = rows.only_lane(simd.splat(omega[0] * tau[i] + phi[0]), -k)
             rows.store_part(simd.add(rows.sine(phases(tau[i], omega, phi, k)), line), y, i * e + k, e - k)
 
 
-@kernel(parallel=True)
-def phase_sums(dy, tau, omega, phi, partial):
+@team()
+def phase_sums(worker, workers, dy, tau, omega, phi, partial):
     """partial (chunks, 2E): the sums of dphase · τ, then of dphase; a vector of features stays in registers over the tokens of a chunk."""
     n, e = dy.shape
-    for unsigned in prange(partial.shape[0]):
-        c = np.int64(unsigned)
+    begin, end = share(worker, workers, partial.shape[0])
+    for c in range(begin, end):
         for k in range(0, e, 8):
             domega, dphi = simd.splat(0.0), simd.splat(0.0)
             for i in range(c * CHUNK, min(n, c * CHUNK + CHUNK)):
@@ -54,8 +54,7 @@ def phase_sums(dy, tau, omega, phi, partial):
             rows.store_part(dphi, partial, 2 * c * e + e + k, e - k)
 
 
-@kernel()
-def time2vec_backward(dy, tau, omega, phi, dparams, partial):
+def time2vec_backward(dy, tau, omega, phi, dparams, partial) -> None:
     """dparams (2, E) float64: dω, then dφ; dy (N, E) of any storage. partial (rows.chunks_of(N), 2E) float64 is scratch."""
     phase_sums(dy, tau, omega, phi, partial)
     rows.sum_chunks(partial, dparams)

@@ -5,15 +5,15 @@ in float64, one row at a time. Backward forms the mixture again; the bias's grad
 """
 
 import numpy as np
-from numba import prange
 
 from ttr_fast.cpu import rows
-from ttr_fast.cpu.jit import kernel
+from ttr_fast.cpu.jit import inner
 from ttr_fast.cpu.rows import CHUNK
+from ttr_fast.cpu.team import share, team
 from ttr_ref.time_head import HALF_LN_TURN
 
 
-@kernel()
+@inner()
 def log_sum(a):
     """ln Σ exp a."""
     top = a[0]
@@ -25,7 +25,7 @@ def log_sum(a):
     return top + np.log(s)
 
 
-@kernel()
+@inner()
 def mixture_row(raw, bias, gap, resolution, mixture):
     """mixture (5, M): logits, joint log densities, σ, z and r_t e^(−μ) of one row; returns ln Σ exp of the first and of the second."""
     components = raw.size // 3
@@ -43,12 +43,12 @@ def mixture_row(raw, bias, gap, resolution, mixture):
     return total, log_sum(mixture[1])
 
 
-@kernel(parallel=True)
-def mixture_nats(raw, bias, gap, resolution, nats):
+@team()
+def mixture_nats(worker, workers, raw, bias, gap, resolution, nats):
     """Chunks of rows, each with a scratch of its own."""
     n, width = raw.shape
-    for unsigned in prange((n + CHUNK - 1) // CHUNK):
-        c = np.int64(unsigned)
+    begin, end = share(worker, workers, (n + CHUNK - 1) // CHUNK)
+    for c in range(begin, end):
         mixture = np.empty((5, width // 3))
         for i in range(c * CHUNK, min(n, c * CHUNK + CHUNK)):
             nats[i] = -mixture_row(raw[i], bias, gap[i], resolution, mixture)[1]
@@ -59,13 +59,13 @@ def time_head_forward(raw, bias, gap, resolution: float, nats) -> None:
     mixture_nats(raw, bias, gap, resolution, nats)
 
 
-@kernel(parallel=True)
-def mixture_gradients(dnats, raw, bias, gap, resolution, draw, partial):
+@team()
+def mixture_gradients(worker, workers, dnats, raw, bias, gap, resolution, draw, partial):
     """Chunks of rows; partial[c] is the sum of their gradients before these are rounded."""
     n, width = raw.shape
     components = width // 3
-    for unsigned in prange(partial.shape[0]):
-        c = np.int64(unsigned)
+    begin, end = share(worker, workers, partial.shape[0])
+    for c in range(begin, end):
         mixture, d = np.empty((5, components)), np.empty(width)
         partial[c] = 0
         for i in range(c * CHUNK, min(n, c * CHUNK + CHUNK)):
