@@ -71,14 +71,15 @@ def filled_up(a: Shaped[ndarray, "B heads T D"]) -> Shaped[ndarray, "B heads T w
 
 def scratch_of(
     workspace: Workspace, dtype: np.dtype, width: int, counts: tuple[int, int, int, int]
-) -> tuple[ndarray, ndarray, ndarray, ndarray]:
-    """For each thread that many (BLOCK, width) panels, tiles, vectors of BLOCK numbers and of BLOCK integers."""
+) -> tuple[ndarray, ndarray, ndarray, ndarray, ndarray]:
+    """For each thread that many (BLOCK, width) panels, tiles, vectors of BLOCK numbers and of BLOCK integers, and BLOCK times."""
     workers, (panels, squares, vectors, limits) = get_num_threads(), counts
     return (
         workspace.array("attention.panels", (workers, panels, BLOCK * width), dtype),
         workspace.array("attention.squares", (workers, squares, (BLOCK + 4) * BLOCK), dtype),
         workspace.array("attention.vectors", (workers, vectors, BLOCK), dtype),
         workspace.array("attention.limits", (workers, limits, BLOCK), np.int64),
+        workspace.array("attention.moments", (workers, BLOCK), np.float64),
     )
 
 
@@ -98,7 +99,7 @@ def attend(cache: AttentionCache, workspace: Workspace) -> None:
     forward_kernel(spec)(
         q.reshape(-1), k.reshape(-1), v.reshape(-1), o.reshape(-1), lse.reshape(-1), (heads, groups, t_q, t_k, width), documents.table,
         documents.time_q, documents.time_k, plan.items, plan.causal, plan.window, compute.type(LOG2E / np.sqrt(d)), table.rate,
-        table.parameters.astype(compute), *drawing(drop, compute), scratch_of(workspace, compute, width, (5, 3, 7, 3))
+        table.parameters.astype(compute), *drawing(drop, compute), scratch_of(workspace, compute, width, (4, 2, 7, 3))
     )  # fmt: skip
 
 
@@ -118,7 +119,7 @@ def attend_backward(
     lanes = 64 // dtype.itemsize
     collected = sums_size(table.kind, table.terms, lanes)
     partial = workspace.zeros("attention.partial", (int(plan.first_tile[-1]), heads, max(collected // lanes, 1)), np.float64)
-    panels, squares, vectors, limits = scratch_of(workspace, dtype, width, (7, 3, 4, 4))
+    panels, squares, vectors, limits, moments = scratch_of(workspace, dtype, width, (7, 3, 4, 4))
     sums = workspace.array("attention.sums", (panels.shape[0], collected), dtype)
     masks = workspace.array("attention.masks", (panels.shape[0], BLOCK * MASK_STRIDE), dtype)
     for a in (dq, dk, dv):
@@ -130,7 +131,7 @@ def attend_backward(
         q.reshape(-1), k.reshape(-1), v.reshape(-1), do.reshape(-1), lse.reshape(-1), delta, dq.reshape(-1), dk.reshape(-1), dv.reshape(-1),
         (heads, groups, t_q, t_k, width), documents.table, plan.first_tile, documents.time_q, documents.time_k, plan.causal, plan.window,
         dtype.type(d**-0.5), table.rate,
-        table.parameters.astype(dtype), partial, *drawing(drop, dtype), (panels, squares, vectors, sums, limits, masks)
+        table.parameters.astype(dtype), partial, *drawing(drop, dtype), (panels, squares, vectors, sums, limits, masks, moments)
     )  # fmt: skip
     return bias_gradient(bias, time, partial.sum(0))
 

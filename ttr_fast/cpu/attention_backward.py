@@ -13,9 +13,10 @@ import numpy as np
 
 from ttr_fast.cpu import simd
 from ttr_fast.cpu.attention_dropout import LANES, THIRD, draw_by_query
-from ttr_fast.cpu.attention_forward import Spec, taken_as_it_is, taken_converted
+from ttr_fast.cpu.attention_forward import Spec, panel_turner, taken_as_it_is, taken_converted
 from ttr_fast.cpu.attention_tiles import BLOCK, MASK_STRIDE, score_gradients
 from ttr_fast.cpu.jit import inner
+from ttr_fast.cpu.rows import store_part
 from ttr_fast.cpu.team import team
 from ttr_fast.cpu.tiles import multiply
 from ttr_fast.cpu.time_bias import LOG2E, SHIFTS, sums_size
@@ -27,6 +28,7 @@ def backward_kernels(spec: Spec) -> tuple[Any, Any]:
     kind, terms, shift = spec.kind, spec.terms, SHIFTS[spec.kind]
     f, lanes, drops = spec.compute, spec.lanes, spec.drops
     take = taken_as_it_is(spec) if spec.dtype == f.__name__ else taken_converted(spec)
+    turn_panel = panel_turner(spec)
     collected = sums_size(kind, terms, lanes)
 
     @inner(spec)
@@ -46,8 +48,12 @@ def backward_kernels(spec: Spec) -> tuple[Any, Any]:
         return spoiled
 
     @inner(spec)
-    def add_product(n, rows, left, left_row, left_step, right, right_at, out, out_at, lo, hi, by_row, width):
-        """out[r] += Σ_s left[r, s] right[s] for `rows` rows and s < n; by_row: only s in lo[r] … hi[r], so that nothing else is touched."""
+    def add_product(n, rows, left, left_row, left_step, right, right_at, out, out_at, lo, hi, masked, by_row, width):
+        """out[r] += Σ_s left[r, s] right[s] for `rows` rows and s < n.
+
+        masked: row r takes s in lo[r] … hi[r], whose bounds grow with r; what lies between these bounds for one of 8 rows holds zeros for the others.
+        by_row: nothing outside a row's own bounds is touched.
+        """
         if by_row:
             for r in range(rows):
                 first, last = max(lo[r], 0), min(hi[r], n - 1)
@@ -57,15 +63,21 @@ def backward_kernels(spec: Spec) -> tuple[Any, Any]:
                         multiply(count, left, at, left_row, left_step, right, values + d, width, out, to + d, width, 1, 1)
             return
         whole = rows // 8 * 8
-        for d in range(0, width, lanes):
-            for r in range(0, whole, 8):
-                multiply(n, left, r * left_row, left_row, left_step, right, right_at + d, width, out, out_at + r * width + d, width, 8, 1)
-            for r in range(whole, rows):
-                multiply(n, left, r * left_row, left_row, left_step, right, right_at + d, width, out, out_at + r * width + d, width, 1, 1)
+        for r in range(0, whole, 8):
+            first, end = (max(lo[r], 0), min(hi[r + 7] + 1, n)) if masked else (0, n)
+            at, to, values = r * left_row + first * left_step, out_at + r * width, right_at + first * width
+            for d in range(0, width if first < end else 0, lanes):
+                multiply(end - first, left, at, left_row, left_step, right, values + d, width, out, to + d, width, 8, 1)
+        for r in range(whole, rows):
+            first, end = (max(lo[r], 0), min(hi[r] + 1, n)) if masked else (0, n)
+            at, to, values = r * left_row + first * left_step, out_at + r * width, right_at + first * width
+            for d in range(0, width if first < end else 0, lanes):
+                multiply(end - first, left, at, left_row, left_step, right, values + d, width, out, to + d, width, 1, 1)
 
     @inner(spec)
-    def weigh_block(q, do, at, rows, n, kt, vt, minus_lse, minus_delta, u, w, y, lo, hi, masked, par, mask, skipped, p, ds, sums, width):
-        """P and dS of `rows` queries and n keys."""
+    def weigh_block(q, do, at, rows, n, kt, vt, minus_lse, minus_delta, u, w, y, lo, hi, first, masked, par, mask, skipped, p, ds, sums,
+                    width):  # fmt: skip
+        """P and dS of `rows` queries and n keys, of which key j is read from query first[j] on."""
         for j in range(0, n, lanes):
             if not masked:
                 for i in range(0, rows, 8):
@@ -76,7 +88,8 @@ def backward_kernels(spec: Spec) -> tuple[Any, Any]:
                     )  # fmt: skip
                 continue
             whole = rows // 8 * 8
-            for i in range(0, whole, 8):
+            begin = min(first[j], rows) // 8 * 8
+            for i in range(begin, whole, 8):
                 x = at + i * width
                 score_gradients(
                     kind, terms, True, drops, q, do, x, width, kt, vt, j, minus_lse, minus_delta, i, u, w, y, lo, hi, par, mask, skipped,
@@ -98,12 +111,16 @@ def backward_kernels(spec: Spec) -> tuple[Any, Any]:
 
     @inner(spec)
     def fill_y(times, keys, own, causal, rate, u, w, y):
-        """The scaled differences of times of a masked block, in the forward's arithmetic; the last key's again in lanes without a key."""
+        """The scaled differences of times of a masked block, in the forward's arithmetic; keys: the last one's time again in lanes without a key."""
         for i in range(times.size):
-            for j in range(BLOCK):
-                delta = times[i] - keys[min(j, keys.size - 1)]
-                delta = max(delta, 0.0) if causal else abs(delta)
-                y[i * BLOCK + j] = f(delta * rate + shift) if own or not causal else u[i] + w[j]
+            if own or not causal:
+                for j in range(0, BLOCK, 8):
+                    delta = simd.sub(simd.splat(times[i]), simd.load(keys, j))
+                    delta = simd.vmax(delta, simd.splat(0.0) if causal else simd.sub(simd.splat(0.0), delta))
+                    store_part(simd.add(simd.mul(delta, simd.splat(rate)), simd.splat(float(shift))), y, i * BLOCK + j, 8)
+            else:
+                for j in range(0, BLOCK, lanes):
+                    simd.store(simd.add(simd.splat(u[i]), simd.load(w, j)), y, i * BLOCK + j)
 
     @inner(spec)
     def one_tile(q, k, v, do, lse, delta, dq, dk, dv, k_start, row_start, stride, heads, table, time_q, time_k, tile, causal, window, scale,
@@ -116,20 +133,21 @@ def backward_kernels(spec: Spec) -> tuple[Any, Any]:
         j0 = max(tile * BLOCK, first_k)
         n = min(tile * BLOCK + BLOCK, first_k + n_keys) - j0
         k_at = k_start + (j0 - first_k) * width
-        panels, squares, vectors, sums, limits, mask = scratch
+        panels, squares, vectors, sums, limits, mask, key_times = scratch
         kt, vt, ks, tile_dk, tile_dv = panels[0], panels[1], panels[2], panels[3], panels[4]
         q_panel, do_panel = panels[5], panels[6]
         p, ds, y = squares[0], squares[1], squares[2]
         minus_lse, minus_delta, u, w = vectors[0], vectors[1], vectors[2], vectors[3]
         lo, hi, first, last = limits[0], limits[1], limits[2], limits[3]
         keys = time_k[j0 - first_k : j0 - first_k + n]
-        keys_there, k_from = take(k, k_at, n, width, q_panel)
-        values_there, v_from = take(v, k_at, n, width, do_panel)
-        panels[:5] = 0
-        for j in range(n):
-            for d in range(width):
-                x = keys_there[k_from + j * width + d]
-                kt[d * BLOCK + j], ks[j * width + d], vt[d * BLOCK + j] = x * (scale * f(LOG2E)), x * scale, values_there[v_from + j * width + d]
+        turn_panel(k, k_at, n, width, scale * f(LOG2E), q_panel, kt)
+        turn_panel(v, k_at, n, width, f(1), q_panel, vt)
+        for x in range(0, n * width, lanes):
+            simd.store(simd.mul(simd.load(k, k_at + x), simd.splat(scale)), ks, x)
+        tile_dk[: n * width] = f(0)
+        tile_dv[: n * width] = f(0)
+        for j in range(BLOCK):
+            key_times[j] = keys[min(j, n - 1)]
         k_spoiled, v_spoiled = has_no_number(ks, 0, n * width), has_no_number(vt, 0, width * BLOCK)
         begin = max(first_q, j0) if causal else first_q
         end = min(first_q + n_all - 1, j0 + n - 1 + window - 1)
@@ -153,23 +171,23 @@ def backward_kernels(spec: Spec) -> tuple[Any, Any]:
                     first[j], last[j] = (max(j0 + j - p0, 0) if causal else 0), min(j0 + j + window - 1 - p0, rows - 1)
                 sums[:collected] = 0
                 if masked:
-                    fill_y(times, keys, number == tile, causal, rate, u, w, y)
+                    fill_y(times, key_times, number == tile, causal, rate, u, w, y)
                 q_block, at_block = take(q, at, rows, width, q_panel)
                 do_block, _ = take(do, at, rows, width, do_panel)
                 skipped = j0 % 4
                 if drops:
                     draw_tile(rows, n, (j0 - skipped) // 4, p0, draw, factor, mask)
                 par = parameters[heads[1] + head]
-                weigh_block(q_block, do_block, at_block, rows, n, kt, vt, minus_lse, minus_delta, u, w, y, lo, hi, masked, par, mask, skipped,
-                            p, ds, sums, width)  # fmt: skip
+                weigh_block(q_block, do_block, at_block, rows, n, kt, vt, minus_lse, minus_delta, u, w, y, lo, hi, first, masked, par, mask,
+                            skipped, p, ds, sums, width)  # fmt: skip
                 spoiled = masked and (
                     v_spoiled
                     or has_no_number(do_block, at_block, at_block + rows * width)
                     or has_no_number(q_block, at_block, at_block + rows * width)
                 )
-                add_product(rows, n, p, 1, BLOCK, do_block, at_block, tile_dv, 0, first, last, spoiled, width)
-                add_product(rows, n, ds, 1, BLOCK, q_block, at_block, tile_dk, 0, first, last, spoiled, width)
-                add_product(n, rows, ds, BLOCK, 1, ks, 0, dq, at, lo, hi, masked and k_spoiled, width)
+                add_product(rows, n, p, 1, BLOCK, do_block, at_block, tile_dv, 0, first, last, masked, spoiled, width)
+                add_product(rows, n, ds, 1, BLOCK, q_block, at_block, tile_dk, 0, first, last, masked, spoiled, width)
+                add_product(n, rows, ds, BLOCK, 1, ks, 0, dq, at, lo, hi, masked, masked and k_spoiled, width)
                 for m in range(collected // lanes):
                     total = 0.0
                     for lane in range(lanes):
@@ -189,8 +207,8 @@ def backward_kernels(spec: Spec) -> tuple[Any, Any]:
                  parameters, partial, draw, factor, scratch):  # fmt: skip
         """All key/value heads of all documents, dealt to the workers in turn; dq, dk, dv and partial come filled with zeros."""
         heads, groups, t_q, t_k, width = shape
-        panels, squares, vectors, sums, limits, masks = scratch
-        mine = (panels[worker], squares[worker], vectors[worker], sums[worker], limits[worker], masks[worker])
+        panels, squares, vectors, sums, limits, masks, moments = scratch
+        mine = (panels[worker], squares[worker], vectors[worker], sums[worker], limits[worker], masks[worker], moments[worker])
         sharers = heads // groups
         for item in range(worker, table.shape[0] * groups, workers):
             d, g = item // groups, item % groups

@@ -15,8 +15,9 @@ import numpy as np
 
 from ttr_fast.cpu import simd
 from ttr_fast.cpu.attention_dropout import LANES, THIRD, draw_by_key
-from ttr_fast.cpu.attention_tiles import BLOCK, add_bias, raw_scores, scores_to_weights
+from ttr_fast.cpu.attention_tiles import BLOCK, add_bias, raw_scores, scores_to_weights, turned_tile, where_read
 from ttr_fast.cpu.jit import inner
+from ttr_fast.cpu.rows import store_part
 from ttr_fast.cpu.team import team
 from ttr_fast.cpu.tiles import multiply
 from ttr_fast.cpu.time_bias import SHIFTS
@@ -66,34 +67,55 @@ def taken_converted(spec: Spec) -> Any:
     return take
 
 
+def panel_turner(spec: Spec) -> Any:
+    """How a kernel packs rows for lanes: panel (width, BLOCK) = factor · n rows of an array of any storage, transposed, zeros behind them."""
+    f, lanes = spec.compute, spec.lanes
+
+    @inner(spec)
+    def turn_rows(a, at, width, factor, panel):
+        for i in range(0, BLOCK, lanes):
+            for d in range(0, width, lanes):
+                turned_tile(a, at + i * width + d, width, factor, panel, d * BLOCK + i)
+
+    @inner(spec)
+    def turn_panel(a, at, n, width, factor, spare, panel):
+        if n == BLOCK:
+            turn_rows(a, at, width, factor, panel)
+            return
+        spare[: BLOCK * width] = f(0)
+        for x in range(0, n * width, lanes):
+            simd.store(simd.load(a, at + x), spare, x)
+        turn_rows(spare, 0, width, factor, panel)
+
+    return turn_panel
+
+
 @functools.cache
 def forward_kernel(spec: Spec) -> Any:
     """The forward pass for one specification: called with arrays and filled buffers, see attention_forward."""
     kind, terms, shift = spec.kind, spec.terms, SHIFTS[spec.kind]
     f, lanes, drops = spec.compute, spec.lanes, spec.drops
     take = taken_as_it_is(spec) if spec.dtype == f.__name__ else taken_converted(spec)
+    turn_panel = panel_turner(spec)
     highest = f(60.0)
     unset = f(-np.inf)
 
     @inner(spec)
-    def differences(time_q, time_k, n_q, n_k, rate, causal, y):
-        """y (n_k, BLOCK) from differences in float64."""
-        for j in range(n_k):
-            for i in range(BLOCK):
-                delta = time_q[min(i, n_q - 1)] - time_k[j]
-                delta = max(delta, 0.0) if causal else abs(delta)
-                y[j * BLOCK + i] = f(delta * rate + shift)
+    def exact_differences(time, key, column, rate, causal, y):
+        """y from differences in float64, for one key and a vector of queries."""
+        for i in range(column, column + lanes, 8):
+            delta = simd.sub(simd.load(time, i), simd.splat(key))
+            delta = simd.vmax(delta, simd.splat(0.0) if causal else simd.sub(simd.splat(0.0), delta))
+            store_part(simd.add(simd.mul(delta, simd.splat(rate)), simd.splat(float(shift))), y, i, 8)
 
     @inner(spec)
-    def weigh(n, lo, hi, width, weights, ready, tops, moved, sums, values):
-        """Scores to weights where query i reads the keys lo[i] … hi[i] of n: new references where they are due, the sum of each row added."""
-        for i in range(BLOCK):
-            moved[i] = unset
-        for j in range(n):
-            for i in range(BLOCK):
-                x = weights[j * BLOCK + i] if lo[i] <= j <= hi[i] else unset
-                weights[j * BLOCK + i] = x
-                moved[i] = x if x > moved[i] else moved[i]
+    def keys_read(lo, hi, column, n):
+        """The first and one behind the last of n keys that some query of a vector reads; the bounds grow with the query."""
+        return max(lo[column], 0), min(hi[column + lanes - 1] + 1, n)
+
+    @inner(spec)
+    def move_references(lo, hi, n, width, ready, tops, moved, sums, values):
+        """New references where they are due; `moved` holds each row's largest score, then how far the reference has moved."""
         for i in range(BLOCK):
             top, some = moved[i], max(lo[i], 0) <= min(hi[i], n - 1)
             moved[i] = f(0)
@@ -107,26 +129,40 @@ def forward_kernel(spec: Spec) -> Any:
                 sums[i] *= scale
                 for d in range(width):
                     values[i * width + d] *= scale
-        for i in range(0, BLOCK, lanes):
-            total, off = simd.splat(f(0)), simd.load(moved, i)
-            for j in range(n):
-                p = simd.exp2(simd.sub(simd.load(weights, j * BLOCK + i), off))
-                total = simd.add(total, p)
-                simd.store(p, weights, j * BLOCK + i)
-            simd.store(simd.add(simd.load(sums, i), total), sums, i)
 
     @inner(spec)
-    def masked_tile(k, k_at, n, lo, hi, width, packed, y, start, ready, tops, moved, sums, weights, values, parameters):
-        """One tile step by step."""
+    def masked_tile(k, k_at, n, lo, hi, width, packed, exact, causal, time, keys, rate, u, w, y, start, ready, tops, moved, sums, weights, values,
+                    parameters):  # fmt: skip
+        """One tile step by step, query i reading the keys lo[i] … hi[i] of n. exact: differences of times in float64, else u + w."""
         for i in range(BLOCK):
             start[i] = -tops[i] if ready[i] else f(0)
-        whole = n // 4 * 4
-        for j in range(0, whole, 4):
-            raw_scores(k, k_at + j * width, packed, 0, start, width, weights, j * BLOCK, 4)
-        for j in range(whole, n):
-            raw_scores(k, k_at + j * width, packed, 0, start, width, weights, j * BLOCK, 1)
-        add_bias(kind, terms, parameters, y, weights, n)
-        weigh(n, lo, hi, width, weights, ready, tops, moved, sums, values)
+        for c in range(0, BLOCK, lanes):
+            first, end = keys_read(lo, hi, c, n)
+            whole = first + max(end - first, 0) // 8 * 8
+            for j in range(first, whole, 8):
+                raw_scores(k, k_at + j * width, packed, start, c, width, weights, j * BLOCK + c, 8)
+            for j in range(whole, end):
+                raw_scores(k, k_at + j * width, packed, start, c, width, weights, j * BLOCK + c, 1)
+            top = simd.splat(unset)
+            for j in range(first, end):
+                if exact:
+                    exact_differences(time, keys[j], c, rate, causal, y)
+                else:
+                    simd.store(simd.add(simd.load(u, c), simd.splat(w[j])), y, c)
+                x = add_bias(kind, terms, parameters, simd.load(weights, j * BLOCK + c), simd.load(y, c))
+                x = where_read(x, lo, hi, c, j)
+                top = simd.vmax(x, top)
+                simd.store(x, weights, j * BLOCK + c)
+            simd.store(top, moved, c)
+        move_references(lo, hi, n, width, ready, tops, moved, sums, values)
+        for c in range(0, BLOCK, lanes):
+            first, end = keys_read(lo, hi, c, n)
+            total, off = simd.splat(f(0)), simd.load(moved, c)
+            for j in range(first, end):
+                p = simd.exp2(simd.sub(simd.load(weights, j * BLOCK + c), off))
+                total = simd.add(total, p)
+                simd.store(p, weights, j * BLOCK + c)
+            simd.store(simd.add(simd.load(sums, c), total), sums, c)
 
     @inner(spec)
     def whole_tile(k, k_at, n, width, packed, u, w, start, tile_sums, tile_tops, weights, parameters):
@@ -171,6 +207,12 @@ def forward_kernel(spec: Spec) -> Any:
                         if first <= last:
                             multiply(last - first + 1, weights, first * BLOCK + i, 1, BLOCK, v, at + d, width, values, i * width + d, width, 1, 1)
                 return
+            for i in range(0, BLOCK, lanes):
+                first, end = keys_read(lo, hi, i, n)
+                for d in range(0, width if first < end else 0, lanes):
+                    at = v_at + first * width + d
+                    multiply(end - first, weights, first * BLOCK + i, 1, BLOCK, v, at, width, values, i * width + d, width, lanes, 1)
+            return
         for d in range(0, width, lanes):
             for i in range(0, BLOCK, 16):
                 multiply(n, weights, i, 1, BLOCK, v, v_at + d, width, values, i * width + d, width, 16, 1)
@@ -183,20 +225,17 @@ def forward_kernel(spec: Spec) -> Any:
         p0 = max(number * BLOCK, first_q)
         p1 = min(number * BLOCK + BLOCK, first_q + n_all)
         n_q = p1 - p0
-        panels, squares, vectors, limits = scratch
-        packed, values, k_panel, v_panel, rows = panels[0], panels[1], panels[2], panels[3], panels[4]
-        weights, y, mask = squares[0], squares[1], squares[2]
-        tops, start, sums, moved, u, w, tile_sums = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4], vectors[5], vectors[6]
+        panels, squares, vectors, limits, time = scratch
+        packed, values, k_panel, v_panel = panels[0], panels[1], panels[2], panels[3]
+        weights, mask = squares[0], squares[1]
+        tops, start, sums, moved, u, w, y = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4], vectors[5], vectors[6]
         ready, lo, hi = limits[0], limits[1], limits[2]
         times = time_q[p0 - first_q : p1 - first_q]
-        packed[:] = 0
-        queries, first = take(q, q_at + (p0 - first_q) * width, n_q, width, rows)
-        for i in range(n_q):
-            for d in range(width):
-                packed[d * BLOCK + i] = queries[first + i * width + d] * scale
+        turn_panel(q, q_at + (p0 - first_q) * width, n_q, width, scale, k_panel, packed)
         values[:] = 0
         for i in range(BLOCK):
-            ready[i], tops[i], sums[i] = 0, 0, 0
+            ready[i], tops[i], sums[i], time[i] = 0, 0, 0, times[min(i, n_q - 1)]
+        all_ready = False
 
         last_tile = (first_k + n_keys - 1) // BLOCK
         lowest = max(first_k, p0 - window + 1) // BLOCK
@@ -213,32 +252,27 @@ def forward_kernel(spec: Spec) -> Any:
             k_tile, tile_at = take(k, k_at + (j0 - first_k) * width, n, width, k_panel)
             v_tile, _ = take(v, k_at + (j0 - first_k) * width, n, width, v_panel)
             keys = time_k[j0 - first_k : j0 - first_k + n]
-            masked = not causal or tile * BLOCK + BLOCK > p0
-            for i in range(BLOCK):
-                position = p0 + i
-                hi[i] = min(position, j0 + n - 1) - j0 if causal else n - 1
-                lo[i] = position - window + 1 - j0
-                masked |= ready[i] == 0 or (i < n_q and lo[i] > 0)
-            if not masked:
+            for j in range(n):
+                w[j] = f((moment - keys[j]) * rate)
+            if causal and all_ready and tile * BLOCK + BLOCK <= p0 and p0 + n_q - window <= j0:
                 for i in range(BLOCK):
                     start[i] = -tops[i]
-                for j in range(n):
-                    w[j] = f((moment - keys[j]) * rate)
-                if whole_tile(k_tile, tile_at, n, width, packed, u, w, start, tile_sums, moved, weights, parameters):
+                if whole_tile(k_tile, tile_at, n, width, packed, u, w, start, y, moved, weights, parameters):
                     for i in range(BLOCK):
-                        sums[i] += tile_sums[i]
+                        sums[i] += y[i]
                     if drops:
                         drop_weights(n, j0, p0, draw, factor, mask, weights)
                     add_values(v_tile, tile_at, n, lo, hi, False, width, weights, values)
                     continue
-            if causal and tile * BLOCK + BLOCK <= p0 // BLOCK * BLOCK:
-                for j in range(n):
-                    later = f((moment - keys[j]) * rate)
-                    for i in range(BLOCK):
-                        y[j * BLOCK + i] = u[i] + later
-            else:
-                differences(times, keys, n_q, n, rate, causal, y)
-            masked_tile(k_tile, tile_at, n, lo, hi, width, packed, y, start, ready, tops, moved, sums, weights, values, parameters)
+            for i in range(BLOCK):
+                hi[i] = min(p0 + i, j0 + n - 1) - j0 if causal else n - 1
+                lo[i] = p0 + i - window + 1 - j0
+            exact = not causal or tile * BLOCK + BLOCK > p0 // BLOCK * BLOCK
+            masked_tile(k_tile, tile_at, n, lo, hi, width, packed, exact, causal, time, keys, rate, u, w, y, start, ready, tops, moved, sums, weights,
+                        values, parameters)  # fmt: skip
+            all_ready = True
+            for i in range(n_q):
+                all_ready &= ready[i] != 0
             if drops:
                 drop_weights(n, j0, p0, draw, factor, mask, weights)
             add_values(v_tile, tile_at, n, lo, hi, True, width, weights, values)
@@ -254,8 +288,8 @@ def forward_kernel(spec: Spec) -> Any:
                 scratch):  # fmt: skip
         """All items, dealt to the workers (rows of each scratch array) to and fro, so that each gets as much of the costly ones."""
         heads, groups, t_q, t_k, width = shape
-        panels, squares, vectors, limits = scratch
-        mine = (panels[worker], squares[worker], vectors[worker], limits[worker])
+        panels, squares, vectors, limits, moments = scratch
+        mine = (panels[worker], squares[worker], vectors[worker], limits[worker], moments[worker])
         for turn in range((items.shape[0] + workers - 1) // workers):
             item = turn * workers + (worker if turn % 2 == 0 else workers - 1 - worker)
             if item >= items.shape[0]:

@@ -1,16 +1,17 @@
 """What attention does with one tile of scores, rows = keys, lanes = queries.
 
 A score is x = (q_i · k_j) log₂ e / √D + log₂ e · b(Δ) − m_i with the row's reference m_i as the start of its sum: 2^x needs no subtraction later.
-`scores_to_weights` does all of it in registers for a tile in which every query reads every key; `raw_scores`, `add_bias` and `weigh` do the same
-steps one by one for tiles with a mask, and give the same bits.
+`scores_to_weights` does all of it in registers for a tile in which every query reads every key; for tiles with a mask, `raw_scores`, `add_bias` and
+`where_read` do the same steps one by one, a vector of queries at a time and only where some of them reads, and give the same bits.
 """
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from ttr_fast.cpu.panels import turned
 from ttr_fast.cpu.simd import I64, Emitter, item_pointer
-from ttr_fast.cpu.tiles import accumulate, counted_loop, number, offset
+from ttr_fast.cpu.tiles import accumulate, number, offset
 from ttr_fast.cpu.time_bias import add_bias_sums, emit_bias, emit_parameters
 
 BLOCK = 64
@@ -20,26 +21,21 @@ MASK_STRIDE = BLOCK + 16
 
 
 @intrinsic(prefer_literal=True)
-def raw_scores(typing, k, k0, q, q0, start, width, s, s0, rows):
-    """S[j, :] = start + K_j · Q for `rows` keys and all BLOCK queries; Q (width, BLOCK) packed, scaled."""
+def raw_scores(typing, k, k0, q, start, column, width, s, s0, rows):
+    """S[j, :] = start + K_j · Q for `rows` keys and the vector of queries from `column` on; Q (width, BLOCK) packed, scaled."""
     scalar = q.dtype
 
     def generate(context, b, signature, arguments):
         e, kinds = Emitter(context, b, scalar), signature.args
-        pk, pq, ps = (item_pointer(context, b, kinds[i], arguments[i], arguments[i + 1]) for i in (0, 2, 6))
-        first = item_pointer(context, b, kinds[4], arguments[4], ir.Constant(I64, 0))
+        pk, ps = (item_pointer(context, b, kinds[i], arguments[i], arguments[i + 1]) for i in (0, 6))
+        pq, first = (item_pointer(context, b, kinds[i], arguments[i], arguments[4]) for i in (2, 3))
         d = number(kinds[5], arguments[5])
-        columns = 4
-        for group in range(0, BLOCK // e.lanes, columns):
-            starts = [e.load(offset(e, first, (group + c, e.lanes)), scalar) for c in range(columns)]
-            b_at = offset(e, pq, (group, e.lanes))
-            sums = accumulate(e, d, pk, d, 1, b_at, BLOCK, columns, starts * rows.literal_value)
-            for i in range(rows.literal_value):
-                for c in range(columns):
-                    e.store(sums[i * columns + c], offset(e, ps, (i, BLOCK), (group + c, e.lanes)), scalar)
+        sums = accumulate(e, d, pk, d, 1, pq, BLOCK, 1, [e.load(first, scalar)] * rows.literal_value)
+        for i, v in enumerate(sums):
+            e.store(v, offset(e, ps, (i, BLOCK)), scalar)
         return context.get_dummy_value()
 
-    return types.void(k, k0, q, q0, start, width, s, s0, rows), generate
+    return types.void(k, k0, q, start, column, width, s, s0, rows), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -77,25 +73,47 @@ def scores_to_weights(typing, kind, terms, k, k0, q, start, width, u, w, w0, par
 
 
 @intrinsic(prefer_literal=True)
-def add_bias(typing, kind, terms, parameters, y, s, count):
-    """S += bias(Y) for `count` keys."""
-    scalar = s.dtype
+def add_bias(typing, kind, terms, parameters, x, y):
+    """x + bias(y), vectors."""
 
     def generate(context, b, signature, arguments):
-        e, kinds, zero = Emitter(context, b, scalar), signature.args, ir.Constant(I64, 0)
-        par, py, ps = (item_pointer(context, b, kinds[i], arguments[i], zero) for i in (2, 3, 4))
+        e = Emitter(context, b, x.scalar)
+        par = item_pointer(context, b, parameters, arguments[2], ir.Constant(I64, 0))
         values = emit_parameters(e, kind.literal_value, terms.literal_value, par)
+        return emit_bias(e, kind.literal_value, terms.literal_value, values, par, arguments[3], arguments[4])
 
-        def step(i, carried):
-            at = offset(e, ps, (i, 1))
-            x = emit_bias(e, kind.literal_value, terms.literal_value, values, par, e.load(at, scalar), e.load(offset(e, py, (i, 1)), scalar))
-            e.store(x, at, scalar)
-            return carried
+    return x(kind, terms, parameters, x, y), generate
 
-        counted_loop(e, zero, b.mul(arguments[5], ir.Constant(I64, BLOCK)), e.lanes, [], step)
+
+@intrinsic
+def where_read(typing, x, lo, hi, column, key):
+    """x in the lanes whose query reads the key, lo[i] ≤ key ≤ hi[i] from i = column on, and −∞ in the others."""
+
+    def generate(context, b, signature, arguments):
+        e = Emitter(context, b, x.scalar)
+        bounds = ir.VectorType(I64, e.lanes).as_pointer()
+        at = [b.bitcast(item_pointer(context, b, a, arguments[i], arguments[3]), bounds) for i, a in ((1, lo), (2, hi))]
+        j = e.splat(arguments[4])
+        reads = b.and_(b.icmp_signed("<=", b.load(at[0], align=8), j), b.icmp_signed(">=", b.load(at[1], align=8), j))
+        return b.select(reads, arguments[0], e.constant(float("-inf")))
+
+    return x(x, lo, hi, types.intp, types.intp), generate
+
+
+@intrinsic
+def turned_tile(typing, a, at, stride, factor, panel, to):
+    """panel[to + x · BLOCK + i] = factor · a[at + i · stride + x] for as many i and x as a vector has lanes."""
+
+    def generate(context, b, signature, arguments):
+        e = Emitter(context, b, panel.dtype)
+        source, target = item_pointer(context, b, a, *arguments[:2]), item_pointer(context, b, panel, *arguments[4:])
+        many = e.splat(arguments[3])
+        rows = [e.load(offset(e, source, (arguments[2], i)), a.dtype) for i in range(e.lanes)]
+        for x, v in enumerate(turned(b, rows)):
+            e.store(b.fmul(v, many), offset(e, target, (x, BLOCK)), panel.dtype)
         return context.get_dummy_value()
 
-    return types.void(kind, terms, parameters, y, s, count), generate
+    return types.void(a, types.intp, types.intp, panel.dtype, panel, types.intp), generate
 
 
 @intrinsic(prefer_literal=True)
