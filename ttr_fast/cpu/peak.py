@@ -26,7 +26,7 @@ APART = 1024
 def products_kernel(rows: int, columns: int):
     """Each thread multiplies its own tiles `repeats` times."""
 
-    @team((rows, columns))
+    @team((rows, columns), worth=1)
     def products(worker, workers, a, b, c, lanes, repeats):
         width = columns * lanes
         for _ in range(repeats):

@@ -29,6 +29,8 @@ from numba.extending import intrinsic
 from ttr_fast.cpu.jit import inner, kernel
 
 ADDRESS = ir.IntType(64)
+WORTH_A_WORKER = 1 << 15
+"""Bytes of the largest argument for each worker after the first: waking one takes as long as going through them."""
 ENTRY = ir.FunctionType(ir.VoidType(), [ADDRESS] * 3)
 
 
@@ -83,7 +85,11 @@ def in_parallel(typing, driver, body, workers, arguments):
         b.store(given[3], cgutils.gep_inbounds(b, here, 0, 2))
         driver_type = convention.get_function_type(types.none, [types.int64] * 3)
         addresses = [b.ptrtoint(entry, ADDRESS), given[2], b.ptrtoint(here, ADDRESS)]
-        convention.call_function(b, b.inttoptr(given[0], driver_type.as_pointer()), types.none, [types.int64] * 3, addresses)
+        with b.if_else(b.icmp_signed("==", given[2], ir.Constant(ADDRESS, 1))) as (alone, together):
+            with alone:
+                b.call(entry, [ir.Constant(ADDRESS, 0), given[2], addresses[2]])
+            with together:
+                convention.call_function(b, b.inttoptr(given[0], driver_type.as_pointer()), types.none, [types.int64] * 3, addresses)
         return b.icmp_unsigned("!=", b.load(cgutils.gep_inbounds(b, here, 0, 1)), ir.Constant(ir.IntType(32), 0))
 
     return types.boolean(types.int64, types.int64, types.int64, arguments), generate
@@ -103,9 +109,12 @@ def driver_address() -> int:
 
 
 class TeamKernel:
-    """What `team` makes of a worker's body: called without the worker's two numbers."""
+    """What `team` makes of a worker's body: called without the worker's two numbers.
 
-    def __init__(self, body: Callable[..., Any], variant: object) -> None:
+    Arguments that are indexed by worker must have room for numba.get_num_threads() of them.
+    """
+
+    def __init__(self, body: Callable[..., Any], variant: object, worth: int | None) -> None:
         def stub(driver, address, workers, *arguments):
             if in_parallel(driver, address, workers, arguments):
                 raise RuntimeError("a kernel failed in one of its workers")
@@ -114,17 +123,19 @@ class TeamKernel:
         functools.update_wrapper(self, body)
         self.stub, self.body = kernel(("stub", body.__qualname__, variant))(stub), inner(("body", body.__qualname__, variant))(body)
         self.addresses: dict[bytes, int] = {}
+        self.worth = worth
 
     def __call__(self, *arguments: Any) -> None:
-        """All workers, as many as Numba may use threads; returns when the last is done."""
+        """All workers, as many as Numba may use threads, fewer where little is to be done; returns when the last is done."""
         types_in_short = compute_fingerprint(arguments)
         address = self.addresses.get(types_in_short)
         if address is None:
             address = address_of(self.body, (types.int64, types.int64, *map(typeof, arguments)))
             self.addresses[types_in_short] = address
-        self.stub(driver_address(), address, get_num_threads(), *arguments)
+        size = max((a.nbytes for a in arguments if isinstance(a, np.ndarray)), default=0)
+        self.stub(driver_address(), address, min(get_num_threads(), 1 + size // (self.worth or WORTH_A_WORKER)), *arguments)
 
 
-def team(variant: object = "") -> Callable[[Callable[..., Any]], TeamKernel]:
-    """The decorator; variant: as for `kernel`."""
-    return lambda body: TeamKernel(body, variant)
+def team(variant: object = "", worth: int | None = None) -> Callable[[Callable[..., Any]], TeamKernel]:
+    """The decorator; variant: as for `kernel`; worth: bytes of the largest argument for each further worker, WORTH_A_WORKER unless given."""
+    return lambda body: TeamKernel(body, variant, worth)
