@@ -21,7 +21,7 @@ from tests.cpu.model_cases import (
     small_model,
     step,
 )
-from tests.cpu.storages import assert_same_for_any_threads
+from tests.cpu.storages import assert_same_for_any_threads, threads
 from tests.ref.bounds import EPS, noise, reordered_share, same_bits, sensitivity
 from tests.ref.cases import ALL_DROPOUTS, BIASES, lively_model, model_configs, packed, random_batch, rising_times, seeds
 from ttr_fast.cpu.model import CpuModel, storage_copies
@@ -41,12 +41,19 @@ TRAINED_IDS = ["f32", "bf16", "f16"]
 few = settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow])
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small models wait for threads longer than they compute."""
+    with threads(1), np.errstate(invalid="ignore"):  # numbers that are none are meant here
+        yield
+
+
 @pytest.mark.parametrize("kind", BIASES)
 @few
 @given(data=st.data(), places=st.integers(1, 150), times=st.sampled_from(["unix", "ties", "float"]), seed=seeds)
 def test_float64_equals_the_oracle(kind: BiasKind, data: st.DataObject, places: int, times: str, seed: int) -> None:
-    """Loss and every gradient, with all options and dropouts: the oracle's sums in another order, over all targets at most. The loss, a sum of positive
-    numbers, is rounded to its own size too.
+    """Loss and every gradient, with all options and dropouts: the oracle's sums in another order, over all targets at most. The loss, a sum of
+    positive numbers, is rounded to its own size too.
     """
     config = data.draw(model_configs(time_bias=kind, dropout=ALL_DROPOUTS, exp_terms=EXP_TERMS, table_knots=KNOTS))
     rng = np.random.default_rng(seed)
@@ -231,13 +238,6 @@ def test_nothing_to_predict() -> None:
     params, batch, key = problem_of(config, 8, places=9)
     with pytest.raises(ValueError, match="loss: the batch has nothing to predict"):
         step(params, batch._replace(is_target=np.zeros_like(batch.is_target)), config, key)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_number_warns() -> Iterator[None]:
-    """Numbers that are none are meant here."""
-    with np.errstate(invalid="ignore"):
-        yield
 
 
 @pytest.mark.parametrize("kind", BIASES)
