@@ -226,6 +226,22 @@ def test_keys_that_start_inside_a_group_of_four() -> None:
         assert worst_share(gradients[:3], expected[:3], (limits.dq, limits.dk, limits.dv)) <= 1
 
 
+def check_one(name: str) -> None:
+    """One problem over two tiles, forward and backward, within its limits: what processes for other CPUs run (test_guards.py)."""
+    rng, dtype = np.random.default_rng(7), FloatDType(name)
+    p = problem(rng, 75, "none", window=50)._replace(do=rng.standard_normal((1, 4, 75, 6)))
+    p = rounded_to(p, dtype)
+    expected_o, expected_lse, expected_cache = ref.attention_forward(*p.arguments)
+    o, lse, cache = forward(p, dtype)
+    stored = 0.0 if dtype.storage == dtype.compute else float(ml_dtypes.finfo(dtype.storage).eps)
+    compute = np.finfo(dtype.compute)
+    limits = attention_limits(p, expected_cache, float(compute.eps), from_reference=True, stored=stored, flushed=float(compute.tiny))
+    assert share(o, expected_o, 2 * limits.o) <= 1
+    assert share(lse, expected_lse, 2 * limits.lse) <= 1
+    gradients, expected = backward(p, dtype, cache), ref.attention_backward(p.do, p.dlse, expected_cache)
+    assert worst_share(gradients[:3], expected[:3], (limits.dq, limits.dk, limits.dv)) <= 1
+
+
 def test_what_it_refuses() -> None:
     p = problem(np.random.default_rng(5), 5)
     with pytest.raises(ValueError, match="attention: 3 query heads cannot share 2 key/value heads evenly"):
