@@ -10,10 +10,10 @@ PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 .DEFAULT_GOAL = help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test peers lint gradients mutants clean
+.PHONY: help demo test peers lint gradients mutants cpu-mutants clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 	@echo "  Options go through ARGS, as in  make test ARGS='-k attention'"
 
 demo: .venv/.core  ## train a small model on the flights that come along, and show what it learned
@@ -34,6 +34,9 @@ gradients: .venv/.extra-test  ## check every gradient of the oracle by complex s
 
 mutants: .venv/.extra-test  ## seed errors into the oracle and see that the tests catch each
 	@$(BIN)/python -m tests.mutants $(ARGS)
+
+cpu-mutants: .venv/.extra-test  ## seed errors into the kernels and see that the test named for each catches it
+	@$(BIN)/python -m tests.mutants --cpu $(ARGS)
 
 clean:  ## remove .venv, caches and build outputs; runs/ stays
 	@rm -rf .venv build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -210,6 +210,38 @@ def test_padding_and_empty_rows() -> None:
     assert np.isfinite(lse[:, :, 30:]).all()
 
 
+def test_keys_that_start_inside_a_group_of_four() -> None:
+    """As in a ring: the first key's position is any number, so tiles start inside a group whose mask is drawn at once."""
+    rng, eps = np.random.default_rng(6), float(np.finfo(np.float64).eps)
+    for start in (1, 6, 127):
+        p = problem(rng, 75, "none")
+        q, k, v, do = (a.astype(np.float64) for a in (p.q, p.k, p.v, p.do))
+        at = Timeline(p.at_q.document, p.at_q.position + start, p.at_q.time)
+        p = p._replace(q=q, k=k, v=v, do=do, at_q=at, at_k=at, drop=Dropout(0.5, DropoutKey(1, 2), ATTENTION))
+        expected_o, _, expected_cache = ref.attention_forward(*p.arguments)
+        o, _, cache = forward(p, FloatDType.F64)
+        limits = attention_limits(p, expected_cache, eps, from_reference=True, flushed=float(np.finfo(np.float64).tiny))
+        assert share(o, expected_o, 2 * limits.o) <= 1
+        gradients, expected = backward(p, FloatDType.F64, cache), ref.attention_backward(p.do, p.dlse, expected_cache)
+        assert worst_share(gradients[:3], expected[:3], (limits.dq, limits.dk, limits.dv)) <= 1
+
+
+def check_one(name: str) -> None:
+    """One problem over two tiles, forward and backward, within its limits: what processes for other CPUs run (test_guards.py)."""
+    rng, dtype = np.random.default_rng(7), FloatDType(name)
+    p = problem(rng, 75, "none", window=50)._replace(do=rng.standard_normal((1, 4, 75, 6)))
+    p = rounded_to(p, dtype)
+    expected_o, expected_lse, expected_cache = ref.attention_forward(*p.arguments)
+    o, lse, cache = forward(p, dtype)
+    stored = 0.0 if dtype.storage == dtype.compute else float(ml_dtypes.finfo(dtype.storage).eps)
+    compute = np.finfo(dtype.compute)
+    limits = attention_limits(p, expected_cache, float(compute.eps), from_reference=True, stored=stored, flushed=float(compute.tiny))
+    assert share(o, expected_o, 2 * limits.o) <= 1
+    assert share(lse, expected_lse, 2 * limits.lse) <= 1
+    gradients, expected = backward(p, dtype, cache), ref.attention_backward(p.do, p.dlse, expected_cache)
+    assert worst_share(gradients[:3], expected[:3], (limits.dq, limits.dk, limits.dv)) <= 1
+
+
 def test_what_it_refuses() -> None:
     p = problem(np.random.default_rng(5), 5)
     with pytest.raises(ValueError, match="attention: 3 query heads cannot share 2 key/value heads evenly"):

@@ -58,6 +58,13 @@ def test_bits_for_any_threads() -> None:
     np.testing.assert_array_equal(dtable[3], in_order * np.float32(18**0.5))
 
 
+@pytest.mark.parametrize("token", [0, 4, -1, 2**40])
+def test_padding_is_zeros_whatever_its_tokens(token: int) -> None:
+    x = np.full((3, 2), np.nan, np.float32)
+    cpu.embedding_forward(np.array([1, token, 2]), np.ones((5, 2), np.float32), np.array([0, -1, 0]), x)
+    np.testing.assert_array_equal(x, np.float32(2**0.5) * np.array([[1, 1], [0, 0], [1, 1]], np.float32))
+
+
 @pytest.mark.parametrize("token", [-1, 5])
 def test_unknown_tokens(token: int) -> None:
     x, table = np.zeros((3, 2), np.float32), np.zeros((5, 2), np.float32)

@@ -1,1 +1,1 @@
-"""Faults seeded into the oracle on purpose. `python -m tests.mutants` sees that the tests catch each."""
+"""Faults seeded on purpose into the oracle, or into the kernels. `python -m tests.mutants` sees that the tests catch each."""

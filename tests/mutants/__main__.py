@@ -1,6 +1,7 @@
-"""Seed each fault into a copy of the oracle and see that the tests catch it: python -m tests.mutants [-k NAME] [--jobs N] [--list].
+"""Seed each fault into a copy of the sources and see that the tests catch it: python -m tests.mutants [--cpu] [-k NAME] [--jobs N] [--list].
 
-Exit code 1 if a fault survives, if the list does not fit the oracle, or if the tests fail without any fault.
+Exit code 1 if a fault survives, if the list does not fit the sources, or if the tests fail without any fault. A fault of the kernels is compiled in a
+cache of its own, and one test has to catch it: what does not compile proves nothing.
 """
 
 import argparse
@@ -19,12 +20,13 @@ from typing import NamedTuple
 
 import pytest
 
-from .faults import Fault, all_faults, with_fault
+from .faults import CPU, ORACLE, Fault, Target, with_fault
 from .likely_first import DURATIONS, MODULE
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("ttr_ref", "ttr_fast", "tests", "pyproject.toml")
 SUITE = ("tests/ref", "tests/gradients")
+CACHE = "kernels"
 LONGEST = 900
 """Seconds after which a run of the tests is given up."""
 
@@ -51,34 +53,40 @@ def copy_of_repository(folder: Path) -> Path:
 
 
 def pytest_in(folder: Path, tests: tuple[str, ...], module: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the tests there until one fails; `module` has a fault."""
+    """Run the tests there until one fails; `module` has a fault, and kernels of its own."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=short", "--no-header", "-p", "no:cacheprovider", "-p", "tests.mutants.likely_first"]
-    environment = os.environ | ({MODULE: module} if module else {}) | {"PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "COLUMNS": "200"}
+    if module:
+        environment |= {MODULE: module, "NUMBA_CACHE_DIR": str(folder / CACHE)}
     return subprocess.run([*command, *tests], cwd=folder, env=environment, capture_output=True, text=True, timeout=LONGEST, check=False)
 
 
-def outcome_of(fault: Fault, free: SimpleQueue[Path]) -> Outcome:
+def outcome_of(target: Target, fault: Fault, free: SimpleQueue[Path]) -> Outcome:
     """Seed the fault into a free copy, run the tests, restore the copy. Caught is what fails a test; an error outside of tests proves nothing."""
     start, folder = perf_counter(), free.get()
-    path = folder / "ttr_ref" / fault.file
+    path = folder / target.folder / fault.file
     source = path.read_text(encoding="utf-8")
     try:
         path.write_text(with_fault(source, fault), encoding="utf-8")
-        done = pytest_in(folder, SUITE, fault.module)
+        done = pytest_in(folder, (fault.test,) if fault.test else SUITE, fault.module)
     except subprocess.TimeoutExpired:
         return Outcome(fault, None, perf_counter() - start, f"The tests still ran after {LONGEST} s.")
     finally:
         path.write_text(source, encoding="utf-8")
+        shutil.rmtree(folder / CACHE, ignore_errors=True)
         free.put(folder)
-    failed = re.search(r"^FAILED (.+?)(?: - .*)?$", done.stdout, re.MULTILINE) if done.returncode == pytest.ExitCode.TESTS_FAILED else None
+    proves = done.returncode == pytest.ExitCode.TESTS_FAILED and "numba.core.errors" not in done.stdout
+    failed = re.search(r"^FAILED (.+?)(?: - .*)?$", done.stdout, re.MULTILINE) if proves else None
     caught_by = failed and failed[1].encode("ascii", "backslashreplace").decode("unicode_escape")  # pytest escapes Δ, τ and × in names
     return Outcome(fault, caught_by, perf_counter() - start, done.stdout[-3000:] + done.stderr[-1000:])
 
 
-def is_sound(folders: list[Path], pool: ThreadPoolExecutor) -> bool:
+def is_sound(faults: list[Fault], folders: list[Path], pool: ThreadPoolExecutor) -> bool:
     """Whether the tests pass without any fault. How long each takes is then known in every folder."""
     sound, seconds = True, dict[str, float]()
-    for done in pool.map(pytest_in, [folders[i % len(folders)] for i in range(len(SUITE))], [(part,) for part in SUITE]):
+    named = sorted({fault.test for fault in faults if fault.test})
+    parts = [tuple(named[i::2]) for i in range(min(2, len(named)))] or [(part,) for part in SUITE]
+    for done in pool.map(pytest_in, [folders[i % len(folders)] for i in range(len(parts))], parts):
         print(done.stdout.strip().splitlines()[-1], flush=True)
         if done.returncode:
             sound = False
@@ -90,13 +98,13 @@ def is_sound(folders: list[Path], pool: ThreadPoolExecutor) -> bool:
     return sound
 
 
-def survivors(faults: list[Fault], folders: list[Path], pool: ThreadPoolExecutor) -> list[Fault]:
+def survivors(target: Target, faults: list[Fault], folders: list[Path], pool: ThreadPoolExecutor) -> list[Fault]:
     """Seed them all, tell of each as it is known, and return those that no test catches."""
     free: SimpleQueue[Path] = SimpleQueue()
     for folder in folders:
         free.put(folder)
     living = []
-    for count, future in enumerate(as_completed([pool.submit(outcome_of, fault, free) for fault in faults]), 1):
+    for count, future in enumerate(as_completed([pool.submit(outcome_of, target, fault, free) for fault in faults]), 1):
         fault, caught_by, seconds, said = future.result()
         head = f"[{count}/{len(faults)}] {seconds:4.0f} s"
         if caught_by is None:
@@ -109,12 +117,14 @@ def survivors(faults: list[Fault], folders: list[Path], pool: ThreadPoolExecutor
 
 def main() -> int:
     """Copy, check without faults, seed, and say what survived."""
-    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Seed faults into the oracle; the tests must catch each.")
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Seed faults into the sources; the tests must catch each.")
+    parser.add_argument("--cpu", action="store_true", help="into ttr_fast's kernels in place of the oracle")
     parser.add_argument("-k", metavar="NAME", default="", help="only faults whose name or file contains NAME")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="how many at a time (default: 2)")
     parser.add_argument("--list", action="store_true", help="list the faults and why one would make them")
     options = parser.parse_args()
-    faults = [fault for fault in all_faults() if options.k in fault.name or options.k in fault.file]
+    target = CPU if options.cpu else ORACLE
+    faults = [fault for fault in target.faults if options.k in fault.name or options.k in fault.file]
     if not faults or options.jobs < 1:
         parser.error(f"no fault is called {options.k}" if not faults else f"--jobs must be at least 1, got {options.jobs}")
     if options.list:
@@ -123,20 +133,20 @@ def main() -> int:
         return 0
     try:
         for fault in faults:
-            with_fault((ROOT / "ttr_ref" / fault.file).read_text(encoding="utf-8"), fault)
+            with_fault((ROOT / target.folder / fault.file).read_text(encoding="utf-8"), fault)
     except ValueError as error:
         print(error)
         return 1
     start = perf_counter()
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(options.jobs) as pool:
         folders = [copy_of_repository(Path(temporary) / str(job)) for job in range(options.jobs)]
-        if not is_sound(folders, pool):
+        if not is_sound(faults, folders, pool):
             print("The tests fail without any fault: nothing can be said of the faults.")
             return 1
-        living = survivors(faults, folders, pool)
+        living = survivors(target, faults, folders, pool)
     print(f"\n{len(faults) - len(living)} of {len(faults)} faults caught in {perf_counter() - start:.0f} s")
     for fault in living:
-        print(f"survives: {fault.name} (ttr_ref/{fault.file})")
+        print(f"survives: {fault.name} ({target.folder}/{fault.file})")
     return int(bool(living))
 
 

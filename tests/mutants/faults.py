@@ -1,30 +1,42 @@
-"""The list of faults, and how one is put into a copy of the oracle."""
+"""The lists of faults, and how one is put into a copy of the sources."""
 
 import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
-LIST = Path(__file__).with_name("faults.toml")
+
+class Target(NamedTuple):
+    """What faults are seeded into: the folder of the sources, and the list of faults, whose files are named from there."""
+
+    folder: str
+    list_name: str
+
+    @property
+    def faults(self) -> list["Fault"]:
+        """In the order of the list."""
+        text = Path(__file__).with_name(self.list_name).read_text(encoding="utf-8")
+        return [Fault(**entry) for entry in tomllib.loads(text)["fault"]]
 
 
 class Fault(NamedTuple):
-    """One mistake: `original` in ttr_ref/`file` becomes `faulty`."""
+    """One mistake: `original` in `file` becomes `faulty`."""
 
     name: str
     file: str
     original: str
     faulty: str
     why: str
+    test: str = ""
+    """The one test that has to catch it, where all of them would take too long to compile; else any may."""
 
     @property
     def module(self) -> str:
         """The module it is in."""
-        return self.file.removesuffix(".py")
+        return Path(self.file).stem
 
 
-def all_faults() -> list[Fault]:
-    """The faults in the order of the list."""
-    return [Fault(**entry) for entry in tomllib.loads(LIST.read_text(encoding="utf-8"))["fault"]]
+ORACLE = Target("ttr_ref", "faults.toml")
+CPU = Target("ttr_fast", "cpu_faults.toml")
 
 
 def with_fault(source: str, fault: Fault) -> str:
@@ -33,10 +45,10 @@ def with_fault(source: str, fault: Fault) -> str:
     Raises ValueError if the original does not occur exactly once, or if what comes out is no Python.
     """
     if (found := source.count(fault.original)) != 1:
-        raise ValueError(f"{fault.name}: the original occurs {found} times in ttr_ref/{fault.file}, expected once")
+        raise ValueError(f"{fault.name}: the original occurs {found} times in {fault.file}, expected once")
     changed = source.replace(fault.original, fault.faulty)
     try:
         compile(changed, fault.file, "exec")
     except SyntaxError as error:
-        raise ValueError(f"{fault.name}: the faulty ttr_ref/{fault.file} is no Python: {error}") from error
+        raise ValueError(f"{fault.name}: the faulty {fault.file} is no Python: {error}") from error
     return changed

@@ -1,27 +1,36 @@
-"""The list of faults fits the oracle as it stands."""
+"""The lists of faults fit the sources as they stand."""
 
 from pathlib import Path
 
 import pytest
 
-from .faults import Fault, all_faults, with_fault
+from .faults import CPU, ORACLE, Fault, Target, with_fault
 
-ORACLE = Path(__file__).parents[2] / "ttr_ref"
-FEWEST = 36
+ROOT = Path(__file__).parents[2]
+FEWEST = {ORACLE: 36, CPU: 25}
 EXAMPLE = Fault("example", "example.py", "a + b", "a - b", "why")
 
 
-@pytest.mark.parametrize("fault", all_faults(), ids=lambda fault: fault.name)
-def test_the_original_occurs_once_and_the_faulty_is_python(fault: Fault) -> None:
-    source = (ORACLE / fault.file).read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    "target, fault", [pytest.param(target, fault, id=f"{target.folder}, {fault.name}") for target in FEWEST for fault in target.faults]
+)
+def test_the_original_occurs_once_and_the_faulty_is_python(target: Target, fault: Fault) -> None:
+    source = (ROOT / target.folder / fault.file).read_text(encoding="utf-8")
     assert with_fault(source, fault) != source
 
 
-def test_there_are_enough_and_no_two_are_the_same() -> None:
-    faults = all_faults()
-    assert len(faults) >= FEWEST
+@pytest.mark.parametrize("target", FEWEST, ids=lambda target: target.folder)
+def test_there_are_enough_and_no_two_are_the_same(target: Target) -> None:
+    faults = target.faults
+    assert len(faults) >= FEWEST[target]
     assert len({fault.name for fault in faults}) == len(faults)
     assert len({(fault.file, fault.original, fault.faulty) for fault in faults}) == len(faults)
+
+
+@pytest.mark.parametrize("fault", CPU.faults, ids=lambda fault: fault.name)
+def test_each_fault_of_the_kernels_names_a_test(fault: Fault) -> None:
+    path, _, name = fault.test.partition("::")
+    assert f"def {name.partition('[')[0]}(" in (ROOT / path).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ A sum of n terms in floating point is off by at most n·eps/2 times the sum of t
 of Numerical Algorithms, §3.1 and §4.2). So each limit is a count of roundings times eps times the same formula with every term made positive.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -139,20 +139,36 @@ def sensitivity(f: Callable[[Any], Any], weights: Any, seed: int = 0) -> Any:
     A rounded product x W is the exact one of x and a W that is off by (number of terms)·eps/2 (backward error, Higham 2002, §3.5), so a network
     evaluated in another order is a network with slightly other weights. What that does to the result, through norms, softmax and gates, is measured
     here by moving all weights at once by ±2⁻²⁶, in four random directions; at this size neither curvature nor rounding is seen.
-    In one place weights cannot stand for rounding: the softmax's gradient takes dO · O off dO · v, which is the same where a query reads one key,
-    whatever the weights. So O is moved as well, in backward alone.
+    In two places weights cannot stand for rounding. The softmax's gradient takes dO · O off dO · v, which is the same where a query reads one key,
+    whatever the weights. And the gradient of a rotary frequency is a sum of τ times something over queries and keys, of which differences of τ
+    alone are left. So O, dQ and dK are moved as well, in backward alone.
     """
+    moves = [tree_map(lambda d: np.abs(d).max(initial=0.0), change) for change in changes(f, weights, 4, seed)]
+    return tree_map(lambda *each: np.asarray(np.max(each)), *moves)
+
+
+def noise(f: Callable[[Any], Any], weights: Any) -> Any:
+    """For each leaf of f(weights): the root mean square, over eight random directions, of the norm of its change for a unit of relative change.
+
+    As `sensitivity`, for roundings so many that they are as good as random.
+    """
+    squares = [tree_map(lambda d: np.square(d).sum(), change) for change in changes(f, weights, 8, 0)]
+    return tree_map(lambda *each: np.sqrt(np.mean(each)), *squares)
+
+
+def changes(f: Callable[[Any], Any], weights: Any, draws: int, seed: int) -> Iterator[Any]:
+    """The change of f(weights) for a unit of relative change in one random direction after the other."""
     rng, step = np.random.default_rng(seed), 2.0**-26
 
     def shaken(a: ndarray) -> ndarray:
         return a * (1 + step * rng.choice([-1.0, 1.0], a.shape))
 
     def backward(do: ndarray, dlse: ndarray | None, cache: AttentionCache) -> Any:
-        return attention_backward(do, dlse, cache._replace(o=shaken(cache.o)))
+        dq, dk, dv, dbias = attention_backward(do, dlse, cache._replace(o=shaken(cache.o)))
+        return shaken(dq), shaken(dk), dv, dbias
 
-    base, moved = f(weights), []
-    for _ in range(4):
+    base = f(weights)
+    for _ in range(draws):
         with patch("ttr_ref.multi_head_attention.attention_backward", backward):
             result = f(tree_map(shaken, weights))
-        moved.append(tree_map(lambda a, b: np.abs(np.asarray(a) - np.asarray(b)).max(initial=0.0) / step, result, base))
-    return tree_map(lambda *each: np.asarray(np.max(each)), *moved)
+        yield tree_map(lambda a, b: (np.asarray(a) - np.asarray(b)) / step, result, base)

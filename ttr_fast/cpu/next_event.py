@@ -153,7 +153,7 @@ class NextEvents:
         self.raw.append(raw)
         if weights is None or dz is None or grads is None or grads.time_head is None:
             return nats
-        draw = workspace.array("draw", (count, width), states.dtype)
+        draw = workspace.array("draw", (count, width), self.compute)
         dbias, partial = np.empty(width), workspace.array("draw.partial", (rows.chunks_of(count), width), np.float64)
         time_head_backward(np.full(count, weights.time), raw, bias, gap, resolution, draw, dbias, partial)
         grads.time_head.mixture.b_mixture[...] += dbias

@@ -84,6 +84,9 @@ def mixture_gradients(worker, workers, dnats, raw, bias, gap, resolution, draw, 
 
 
 def time_head_backward(dnats, raw, bias, gap, resolution: float, draw, dbias, partial) -> None:
-    """draw (N, 3M), which may be raw, and dbias (3M,) float64 from dnats (N,) float64. partial (rows.chunks_of(N), 3M) float64 is scratch."""
+    """draw (N, 3M) in the type of arithmetic, which may be raw, and dbias (3M,) float64 from dnats (N,) float64.
+
+    partial (rows.chunks_of(N), 3M) float64 is scratch.
+    """
     mixture_gradients(dnats, raw, bias, gap, resolution, draw, partial)
     rows.sum_chunks(partial, dbias)
