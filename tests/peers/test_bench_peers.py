@@ -34,6 +34,13 @@ def test_ours_agrees_with_torch(peer: str, passes: str) -> None:
     check_agreement(replace(CASE, passes=passes), peer)
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+@pytest.mark.parametrize("peer", ["torch-plain", "torch-bias"])
+def test_16_bits_agree(peer: str, dtype: str) -> None:
+    """Each side rounds where it must."""
+    check_agreement(replace(CASE, dtype=dtype), peer)
+
+
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
 def test_torch_multiplies_the_same_matrices(dtype: str) -> None:
     """Against float64, whose own rounding does not show; y is written where it was given."""
