@@ -113,7 +113,7 @@ def test_what_the_options_do_not_allow(arguments: list[str]) -> None:
     assert stopped.value.code == 2
 
 
-@pytest.mark.parametrize("kind", ["attention", "gemm"])
+@pytest.mark.parametrize("kind", ["attention", "gemm", "step", "decode", "memory", "table"])
 def test_help_of_each_kind_shows_examples(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.run(["bench", kind, "--help"])

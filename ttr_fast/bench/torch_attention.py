@@ -13,13 +13,12 @@ from ttr_ref.time_bias import ExpBias, LinearBias, LogBias, NoBias, TableBias, T
 from ttr_ref.tree import tree_map
 
 
-def bias_mask(torch: Any, times: ndarray, time: TimeConfig, dtype: Any, like: TimeBias) -> Callable[[TimeBias], Any]:
+def bias_mask(torch: Any, times: Any, time: TimeConfig, dtype: Any, like: TimeBias) -> Callable[[TimeBias], Any]:
     """From a bias like the given one, of tensors, to the mask (B, H, T, T) of times (B, T), −∞ at the future.
 
     The differences of times, which have no parameters, are made here.
     """
-    at = torch.from_numpy(times)
-    delta = (at[:, :, None] - at[:, None]).clamp(min=0).to(dtype)[:, None]
+    delta = (times[:, :, None] - times[:, None]).clamp(min=0).to(dtype)[:, None]
     hidden = torch.full(delta.shape[-2:], -torch.inf, dtype=dtype).triu(1)
     below: Any = None
     fraction: Any = None
@@ -60,7 +59,7 @@ def prepared(case: Case, biased: bool) -> Prepared:
     parameters = tree_map(lambda a: torch.from_numpy(a).requires_grad_(both), p.bias) if biased else NoBias()
     leaves = tuple(parameters)  # each bias is one flat tuple
     wide = torch.float64 if case.dtype == "f64" else torch.float32
-    mask = bias_mask(torch, p.at.time, p.time, wide, p.bias) if biased else None
+    mask = bias_mask(torch, torch.from_numpy(p.at.time), p.time, wide, p.bias) if biased else None
     attend = torch.nn.functional.scaled_dot_product_attention
 
     def forward() -> Any:

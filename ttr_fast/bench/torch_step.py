@@ -13,29 +13,27 @@ from ttr_ref.config import ModelConfig
 from ttr_ref.gradient_checkpointing import blocks_per_checkpoint
 from ttr_ref.model import is_frequency, is_matrix, learning_rate_shares, model_init
 from ttr_ref.next_event import Batch
-from ttr_ref.timeline import elapsed
-from ttr_ref.tree import named_leaves, named_tree_map
+from ttr_ref.tree import leaves_of, named_tree_map
 
 
 class TorchModel:
-    """The loss of one batch as a function of a tree of tensors; what depends on places alone is made once."""
+    """The loss of a batch as a function of a tree of tensors. What depends on positions alone is made once, what depends on times in every step."""
 
-    def __init__(self, torch: Any, config: ModelConfig, batch: Batch, like: Any, biased: bool, every: int) -> None:
-        """like: a tree of parameters. every: blocks between inputs that are kept, 0 for keeping everything."""
-        self.torch, self.f, self.config, self.every = torch, torch.nn.functional, config, every
+    def __init__(self, torch: Any, config: ModelConfig, batch: Batch, biased: bool, every: int) -> None:
+        """every: blocks between inputs that are kept, 0 for keeping everything."""
+        self.torch, self.f, self.config, self.biased, self.every = torch, torch.nn.functional, config, biased, every
         block = config.block
         self.tokens, self.targets = torch.from_numpy(batch.tokens), torch.from_numpy(batch.next_tokens).flatten()
-        self.tau = torch.from_numpy(elapsed(batch.at, block.time))[..., None]
+        self.times = torch.from_numpy(batch.at.time)
         angle = np.arange(batch.tokens.shape[1])[:, None] * block.rope_base ** (-2 * np.arange(block.head_dim // 2) / block.head_dim)
         self.cos, self.sin = (torch.from_numpy(a).float() for a in (np.cos(angle), np.sin(angle)))
-        self.mask = bias_mask(torch, batch.at.time, block.time, torch.float32, like.blocks[0].attention.time_bias) if biased else None
 
     def rms_norm(self, x: Any, weight: Any) -> Any:
         return self.f.rms_norm(x, weight.shape, weight, self.config.block.norm_eps)
 
-    def time2vec(self, params: Any) -> Any:
+    def time2vec(self, tau: Any, params: Any) -> Any:
         """The phase in float64, as it has to be."""
-        phase = self.tau * params.omega + params.phi
+        phase = tau * params.omega + params.phi
         return self.torch.cat([phase[..., :1], self.torch.sin(phase[..., 1:])], -1).float()
 
     def turned(self, x: Any) -> Any:
@@ -43,46 +41,49 @@ class TorchModel:
         even, odd, cos, sin = x[..., 0::2], x[..., 1::2], self.cos.to(x.dtype), self.sin.to(x.dtype)
         return self.torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
 
-    def attention(self, x: Any, params: Any) -> Any:
+    def attention(self, x: Any, mask: Any, params: Any) -> Any:
         heads = [part.unflatten(-1, (self.config.block.heads, -1)).transpose(1, 2) for part in (x @ params.w_qkv).chunk(3, -1)]
         q, k, v = self.turned(heads[0]), self.turned(heads[1]), heads[2]
-        if self.mask is None:
+        if mask is None:
             o = self.f.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            o = self.f.scaled_dot_product_attention(q, k, v, attn_mask=self.mask(params.time_bias))
+            o = self.f.scaled_dot_product_attention(q, k, v, attn_mask=mask(params.time_bias))
         return o.transpose(1, 2).flatten(-2) @ params.w_out
 
-    def block(self, x: Any, params: Any) -> Any:
-        h = x + self.attention(self.rms_norm(x + self.time2vec(params.time2vec), params.norm_attention), params.attention)
+    def block(self, x: Any, tau: Any, mask: Any, params: Any) -> Any:
+        h = x + self.attention(self.rms_norm(x + self.time2vec(tau, params.time2vec), params.norm_attention), mask, params.attention)
         linear, gate = (self.rms_norm(h, params.norm_feed_forward) @ params.feed_forward.w_in).chunk(2, -1)
         return h + (linear * self.f.gelu(gate, approximate="tanh")) @ params.feed_forward.w_out
 
-    def blocks(self, x: Any, several: tuple[Any, ...]) -> Any:
+    def blocks(self, x: Any, tau: Any, mask: Any, several: tuple[Any, ...]) -> Any:
         for params in several:
-            x = self.block(x, params)
+            x = self.block(x, tau, mask, params)
         return x
 
     def loss(self, params: Any) -> Any:
         """The mean over all places."""
+        time, like = self.config.block.time, params.blocks[0].attention.time_bias
+        tau = ((self.times - time.origin).double() / time.unit)[..., None]
+        mask = bias_mask(self.torch, self.times, time, self.torch.float32, like) if self.biased else None
         x = self.f.embedding(self.tokens, params.embedding) * self.config.block.embed_dim**0.5
         if self.every == 0:
-            x = self.blocks(x, params.blocks)
+            x = self.blocks(x, tau, mask, params.blocks)
         else:
             for start in range(0, len(params.blocks), self.every):
                 segment = params.blocks[start : start + self.every]
-                x = self.torch.utils.checkpoint.checkpoint(self.blocks, x, segment, use_reentrant=False)
+                x = self.torch.utils.checkpoint.checkpoint(self.blocks, x, tau, mask, segment, use_reentrant=False)
         logits = self.rms_norm(x, params.norm_final) @ params.embedding.T
         return self.f.cross_entropy(logits.flatten(0, 1).float(), self.targets)
 
 
-def fused_adamw(torch: Any, tensors: dict[str, Any], shares: dict[str, Any]) -> Any:
+def fused_adamw(torch: Any, tensors: dict[str, Any], frequency_share: float) -> Any:
     """As ours: decay for matrices alone, frequencies at their share of the rate."""
     leaves = {name: tensor for name, tensor in tensors.items() if tensor.numel()}
     groups = [
         {"params": [t for name, t in leaves.items() if is_matrix(name)]},
         {"params": [t for name, t in leaves.items() if not is_matrix(name) and not is_frequency(name)], "weight_decay": 0.0},
+        {"params": [t for name, t in leaves.items() if is_frequency(name)], "weight_decay": 0.0, "lr": TRAIN.learning_rate * frequency_share},
     ]
-    groups += [{"params": [t], "weight_decay": 0.0, "lr": TRAIN.learning_rate * shares[name]} for name, t in leaves.items() if is_frequency(name)]
     return torch.optim.AdamW(
         groups, lr=TRAIN.learning_rate, betas=(TRAIN.beta1, TRAIN.beta2), eps=TRAIN.adam_eps, weight_decay=TRAIN.weight_decay, fused=True
     )
@@ -95,10 +96,15 @@ def prepared(case: Case, biased: bool, compiled: bool) -> Prepared:
     torch.set_num_threads(case.threads)
     config, batch = case.config, inputs(case)
     weights = model_init(config, case.seed)
-    tensors = named_tree_map(lambda _, a: torch.from_numpy(a).requires_grad_(True), weights)
-    model = TorchModel(torch, config, batch, weights, biased and case.bias != "none", blocks_per_checkpoint(case.checkpointing))
-    leaves: dict[str, Any] = dict(named_leaves(tensors))
-    optimizer = fused_adamw(torch, leaves, named_leaves(learning_rate_shares(weights, config.block)))
+    leaves: dict[str, Any] = {}
+
+    def tensor(name: str, a: ndarray) -> Any:
+        leaves[name] = torch.from_numpy(a).requires_grad_(True)
+        return leaves[name]
+
+    tensors = named_tree_map(tensor, weights)
+    model = TorchModel(torch, config, batch, biased and case.bias != "none", blocks_per_checkpoint(case.checkpointing))
+    optimizer = fused_adamw(torch, leaves, min(leaves_of(learning_rate_shares(weights, config.block))))
     trained = [tensor for group in optimizer.param_groups for tensor in group["params"]]
     loss_of = torch.compile(model.loss, dynamic=False) if compiled else model.loss
 
