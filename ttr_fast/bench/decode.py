@@ -144,13 +144,14 @@ def prepared(case: Case, name: BackendName) -> Prepared:
 
 
 def core_logits(params: ModelParams, config: ModelConfig) -> Callable[[ndarray], ndarray]:
-    """From the weights in storage type."""
+    """From the weights in storage type, turned once: few rows read a matrix where it lies."""
     linear, half, model, workspace = (importlib.import_module(f"ttr_fast.cpu.{name}") for name in ("linear", "half", "model", "workspace"))
-    table, lent, dtype = model.storage_copies(params, config).embedding, workspace.Workspace(), config.block.float_dtype
+    w_vocab = np.ascontiguousarray(model.storage_copies(params, config).embedding.T)
+    lent, dtype = workspace.Workspace(), config.block.float_dtype
 
     def logits(z: ndarray) -> ndarray:
         y: ndarray = lent.array("logits", (z.shape[0], config.vocab_size), dtype.compute)
-        linear.matmul(half.as_bits(np.ascontiguousarray(z.astype(dtype.storage, copy=False))), False, table, True, y, None, lent)
+        linear.linear_forward(half.as_bits(z.astype(dtype.storage)), w_vocab, y, workspace=lent)
         return y
 
     return logits

@@ -112,12 +112,11 @@ class Case(common.Case):
         """Each block's sums of E, F and T terms round that often, and of n roundings of either sign √n are left (Higham & Mary 2019, 4 for λ); the
         next block takes the error over and adds its own, forward and backward.
 
-        16-bit sides also round about ten arrays a block to storage, and as many on the way back.
-        Gradients sum N places of both signs, which may leave 1/√N of them: their limit is √N times as wide.
+        16-bit sides also round about ten arrays a block to storage, and as many on the way back. Sums over places need no more: like their terms,
+        which have both signs, the errors of N places leave √N of themselves.
         """
         dtype, sums = FloatDType(self.dtype), self.embed_dim + self.hidden_dim + self.length
-        eps = 4 * float(np.finfo(dtype.compute).eps) * sums**0.5 + 4 * stored_eps(dtype) * 10**0.5
-        return self.layers * eps * (1 if name in ("loss", "norm") else (self.batch * self.length) ** 0.5)
+        return self.layers * (4 * float(np.finfo(dtype.compute).eps) * sums**0.5 + 4 * stored_eps(dtype) * 10**0.5)
 
 
 def inputs(case: Case) -> Batch:
