@@ -16,7 +16,7 @@ COMMANDS = {
     "demo": "train on 55,521 real flights with and without time, show what time buys, decode the future",
     "train": "train a temporal transformer on a CSV of timed events",
     "generate": "continue an entity's events with a trained model",
-    "bench": "time attention and matrix products against PyTorch and NumPy",
+    "bench": "time attention, matrix products, training steps and decoding against PyTorch and NumPy",
 }
 INTERRUPTED = 130
 

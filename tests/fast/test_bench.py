@@ -1,6 +1,5 @@
 """`ttr bench`: what it prints, refuses and compares. No time is ever asserted."""
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from ttr_fast import cli
 from ttr_fast.bench import attention, gemm, machine
 from ttr_fast.bench.case import OURS, chosen_peers, processors
 from ttr_fast.bench.client import Worker
+from ttr_fast.bench.events import MEAN_GAP
 from ttr_fast.bench.measure import Machine, Result, Timing, check_agreement, disagreement
 from ttr_fast.bench.report import figures, save_plot, table
 from ttr_fast.cpu.peak import TileProducts, read_through
@@ -23,7 +23,7 @@ SMALL = ["attention", "--length", "64", "--heads", "2", "--head-dim", "16"]
 CASE = attention.Case(dtype="f32", threads=1, length=64, heads=2, head_dim=16, batch=1, bias="log", passes="both")
 FIELDS = {
     "case", "ours_ms", "ours_quartiles_ms", "peer", "peer_ms", "peer_quartiles_ms", "ratio", "threads", "gflops", "peer_gflops", "share_of_peak",
-    "peak_mib", "peer_peak_mib", "machine",
+    "gb_per_s", "share_of_reading", "peak_mib", "peer_peak_mib", "results_mib", "activations_mib", "peer_activations_mib", "machine",
 }  # fmt: skip
 
 
@@ -71,6 +71,7 @@ REFUSED = {
     "nothing": ([*SMALL, "--heads"], "--heads must be at least 1, got nothing"),
     "no samples": ([*SMALL, "--samples", "0"], "--samples must be at least 1, got 0"),
     "no bias": ([*SMALL, "--bias"], "--bias must be given a value"),
+    "dropout": ([*SMALL, "--dropout", "1"], "--dropout must be in [0, 1), got 1"),
     "no duration": ([*SMALL, "--least-ms", "0"], "--least-ms must be positive, got 0.0"),
     "threads": (
         [*SMALL, "--threads", "1", "9999"], f"--threads must be from 1 to {processors()}, the processors there are, got 1 9999"
@@ -82,6 +83,10 @@ REFUSED = {
     "too long": (
         ["attention", "--length", "10000", "--peer", "numpy"],
         "--peer numpy holds all B·H·T² scores at once, 33,554,432 at most, got 800,000,000: try a smaller --length",
+    ),
+    "mask too large": (
+        ["attention", "--length", "20000", "--peer", "torch-bias", "ours-plain"],
+        "--peer torch-bias holds all B·H·T² scores at once, 268,435,456 at most, got 3,200,000,000: try a smaller --length",
     ),
     "plot": ([*SMALL, "--plot", "x.txt"], "--plot x.txt: expected a file that ends in .png, .pdf, .svg"),
     "folder": ([*SMALL, "--json", "no/where.jsonl"], "--json no/where.jsonl: there is no folder no"),
@@ -108,7 +113,7 @@ def test_what_the_options_do_not_allow(arguments: list[str]) -> None:
     assert stopped.value.code == 2
 
 
-@pytest.mark.parametrize("kind", ["attention", "gemm"])
+@pytest.mark.parametrize("kind", ["attention", "gemm", "step", "decode", "memory", "table"])
 def test_help_of_each_kind_shows_examples(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.run(["bench", kind, "--help"])
@@ -117,16 +122,13 @@ def test_help_of_each_kind_shows_examples(kind: str, capsys: pytest.CaptureFixtu
 
 
 def test_gemm(capsys: pytest.CaptureFixture[str]) -> None:
-    """Measured where the core has matrix products, told in a sentence where it has none."""
-    call = ["bench", "gemm", "--shape", "33", "20", "17", "--peer", "numpy", "--json", "-", *QUICK]
-    if importlib.util.find_spec(gemm.MODULE) is None:
-        with pytest.raises(UserError, match="there is nothing to measure yet, ttr_fast.cpu.linear is not part of this version"):
-            cli.run(call)
-        return
-    cli.run(call)
+    """Against NumPy's BLAS."""
+    cli.run(["bench", "gemm", "--shape", "33", "20", "17", "--peer", "numpy", "--json", "-", *QUICK])
     (line,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert line.keys() == FIELDS
     assert line["gflops"] == pytest.approx(2 * 33 * 20 * 17 / line["ours_ms"] / 1e6)
+    assert line["gb_per_s"] == pytest.approx(4 * (33 * 20 + 20 * 17 + 33 * 17) / line["ours_ms"] / 1e6)
+    assert line["share_of_reading"] == pytest.approx(line["gb_per_s"] / line["machine"]["read_gb_per_s"])
 
 
 def test_numpy_side_of_gemm() -> None:
@@ -143,7 +145,7 @@ def test_the_worker_protocol() -> None:
         for do in ("sample", "peak", "dance"):
             with pytest.raises(UserError, match=f"numpy: ValueError: there is no request '{do}' here"):
                 worker.ask(do)
-        assert worker.ask("memory") == {"peak_mib": None}
+        assert worker.ask("memory") == {"peak_mib": None, "activations_mib": None}
         assert worker.ask_case("prepare", CASE, least_ms=0.1)["calls"] >= 1
         assert worker.ask("sample")["ms"] > 0
         peak = worker.ask("memory")["peak_mib"]
@@ -165,15 +167,31 @@ def test_the_same_inputs_everywhere() -> None:
     assert times.dtype == np.int64
     gaps = np.diff(times[0])
     assert gaps.min() >= 0
-    assert gaps.mean() == pytest.approx(attention.MEAN_GAP, rel=5 / 64)  # five standard errors of the mean of 4096 exponentials
-    assert gaps.std() == pytest.approx(attention.MEAN_GAP, rel=5 * 2**0.5 / 64 * 2)
+    assert gaps.mean() == pytest.approx(MEAN_GAP, rel=5 / 64)  # five standard errors of the mean of 4096 exponentials
+    assert gaps.std() == pytest.approx(MEAN_GAP, rel=5 * 2**0.5 / 64 * 2)
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f64"])
-@pytest.mark.parametrize("bias", ["none", "log", "table"])
-def test_ours_agrees_with_the_oracle(bias: str, dtype: str) -> None:
-    """As the command finds out before it measures."""
-    check_agreement(replace(CASE, bias=bias, dtype=dtype), "numpy")
+@pytest.mark.parametrize(
+    ("dtype", "bias", "dropout"),
+    [("f32", "none", 0), ("f32", "log", 0), ("f32", "log", 0.3), ("f64", "table", 0), ("bf16", "log", 0), ("f16", "log", 0)]
+)  # fmt: skip
+def test_ours_agrees_with_the_oracle(dtype: str, bias: str, dropout: float) -> None:
+    """As the command finds out before it measures; with dropout the masks are the same."""
+    case = replace(CASE, bias=bias, dtype=dtype, dropout=dropout)
+    assert case.shared_with("numpy") == case
+    check_agreement(case, "numpy")
+
+
+def test_what_is_compared() -> None:
+    """Without what the peer does not know: the bias, the mask of dropout."""
+    case = replace(CASE, dropout=0.1, length=10_000)
+    assert case.shared_with("torch-plain") == replace(case, bias="none", dropout=0.0, length=4096)
+    assert case.shared_with("torch-bias") == case.shared_with("ours-plain") == replace(case, dropout=0.0, length=4096)
+    small = replace(CASE, length=32, bias="log")
+    dropping, plain = (attention.SIDES[side](replace(small, dropout=0.5)) for side in (OURS, "ours-plain"))
+    o = attention.SIDES[OURS](small).call()[0]
+    np.testing.assert_array_equal(plain.call()[0], o)
+    assert not np.array_equal(dropping.call()[0], o)
 
 
 def test_a_disagreement_is_found() -> None:
@@ -216,6 +234,7 @@ def test_table_and_plot(tmp_path: Path) -> None:
     assert len(lines) == 2 + len(results)
     assert "2.00 [1.50–3.00]  numpy  4.00 [4.00–5.00]   2.00" in lines[2]
     assert lines[3].rstrip().endswith("10       –")
+    assert "of reading" in lines[0]
     assert [figures(ms) for ms in (0.01234, 1.234, 12.34, 123.4, 1234.5)] == ["0.0123", "1.23", "12.3", "123", "1234"]
     save_plot(tmp_path / "x.svg", results)
     assert "<svg" in (tmp_path / "x.svg").read_text()

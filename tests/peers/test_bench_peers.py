@@ -11,10 +11,15 @@ import pytest
 
 from tests.ref.cases import BIASES
 from ttr_fast import cli
-from ttr_fast.bench import attention, gemm
+from ttr_fast.bench import attention, decode, gemm, step
 from ttr_fast.bench.measure import check_agreement, disagreement
 
 CASE = attention.Case(dtype="f32", threads=1, length=96, heads=2, head_dim=16, batch=2, bias="log", passes="both")
+
+STEP = step.Case(dtype="f32", threads=1, length=40, batch=2, embed_dim=32, hidden_dim=48, heads=2, layers=3, vocabulary=50, bias="log")
+DECODE = decode.Case(
+    dtype="f32", threads=1, position=60, window=24, batch=2, embed_dim=32, hidden_dim=48, heads=2, layers=2, vocabulary=50, bias="log"
+)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
@@ -34,6 +39,13 @@ def test_ours_agrees_with_torch(peer: str, passes: str) -> None:
     check_agreement(replace(CASE, passes=passes), peer)
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+@pytest.mark.parametrize("peer", ["torch-plain", "torch-bias"])
+def test_16_bits_agree(peer: str, dtype: str) -> None:
+    """Each side rounds where it must."""
+    check_agreement(replace(CASE, dtype=dtype), peer)
+
+
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
 def test_torch_multiplies_the_same_matrices(dtype: str) -> None:
     """Against float64, whose own rounding does not show; y is written where it was given."""
@@ -42,6 +54,49 @@ def test_torch_multiplies_the_same_matrices(dtype: str) -> None:
     side = gemm.SIDES["torch"](case)
     exact = {"y": x.astype(np.float64) @ w.astype(np.float64)}
     assert disagreement(case, side.named(side.call()), exact) is None
+
+
+@pytest.mark.parametrize("bias", BIASES)
+def test_a_step_of_torch_agrees_with_the_oracle(bias: str) -> None:
+    """Loss, norm and every gradient after clipping; with any bias, none included."""
+    case = replace(STEP, bias=bias)
+    theirs, oracle = (side.named(side.call()) for side in (step.SIDES[name](case) for name in ("torch-bias", "numpy")))
+    assert disagreement(case, oracle, theirs) is None
+    assert theirs["norm"] > step.TRAIN.clip_norm  # or clipping would not show
+
+
+@pytest.mark.parametrize(
+    ("peer", "dtype", "checkpointing"),
+    [("torch-plain", "f32", "none"), ("torch-bias", "f32", "every:2"), ("torch-compile", "f32", "none"), ("torch-plain", "bf16", "none"),
+     ("torch-bias", "bf16", "none")]
+)  # fmt: skip
+def test_our_step_agrees_with_torch(peer: str, dtype: str, checkpointing: str) -> None:
+    """As the command finds out before it measures."""
+    check_agreement(replace(STEP, dtype=dtype, checkpointing=checkpointing), peer)
+
+
+def test_torch_steps_move_the_weights() -> None:
+    """A second step on the same batch has a smaller loss, as ours."""
+    losses = {}
+    for name in ("torch-bias", "numpy"):
+        side = step.SIDES[name](STEP)
+        losses[name] = [float(side.named(side.call())["loss"]) for _ in range(4)]
+        assert losses[name] == sorted(losses[name], reverse=True)
+    # a step of Adam is the rate times m/√v, of which little is left of a gradient's own rounding
+    np.testing.assert_allclose(losses["torch-bias"], losses["numpy"], rtol=STEP.limit("loss") * len(losses["numpy"]))
+
+
+def test_torch_decodes_what_the_oracle_does() -> None:
+    """Before the window is full, when it is, and after; every token's logits."""
+    case = replace(DECODE, bias="none", position=1)
+    theirs, oracle = (decode.SIDES[name](case) for name in ("torch-plain", "numpy"))
+    for _ in range(2 * case.window + 3):
+        assert disagreement(case, oracle.named(oracle.call()), theirs.named(theirs.call())) is None
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+def test_our_decoding_agrees_with_torch(dtype: str) -> None:
+    check_agreement(replace(DECODE, dtype=dtype), "torch-plain")
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:

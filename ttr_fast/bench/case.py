@@ -6,12 +6,17 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
+import numpy as np
 import tyro
 from numpy import ndarray
 
 from ttr_fast.errors import UserError
+from ttr_ref.float_dtype import HALF_FORMATS, FloatDType
+
+if TYPE_CHECKING:
+    from ttr_fast.bench.measure import Result
 
 OURS = "ours"
 PLOT_SUFFIXES = (".png", ".pdf", ".svg")
@@ -22,6 +27,8 @@ class Prepared(NamedTuple):
 
     call: Callable[[], Any]
     named: Callable[[Any], dict[str, ndarray]]
+    activation_bytes: Callable[[], int] | None = None
+    """What is held between forward and backward, scratch included; None where that is not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +36,8 @@ class Case(abc.ABC):
     """One problem to be timed. The module ttr_fast.bench.KIND holds a subclass called Case and SIDES, which prepare it for a side."""
 
     kind: ClassVar[str]
+    axis: ClassVar[str] = "size"
+    """What `size` is called."""
     dtype: str
     threads: int
     seed: int = 0
@@ -42,6 +51,10 @@ class Case(abc.ABC):
     @abc.abstractmethod
     def bytes(self) -> int:
         """What has to be read or written at least: each input and each output once."""
+
+    def result_bytes(self, side: str) -> int:
+        """Of what a call leaves with its caller."""
+        return 0
 
     @property
     @abc.abstractmethod
@@ -60,7 +73,7 @@ class Case(abc.ABC):
 
     @abc.abstractmethod
     def small(self) -> Self:
-        """The same code with next to nothing to do: compiles and warms up, shows a cold start."""
+        """The same code with next to nothing to do: compiles and warms up."""
 
     def shared_with(self, peer: str) -> Self:
         """What both sides compute alike, for the comparison before anything is timed."""
@@ -69,6 +82,11 @@ class Case(abc.ABC):
     @abc.abstractmethod
     def limit(self, name: str) -> float:
         """How far two correct results called `name` may lie apart, as a share of the largest entry."""
+
+
+def stored_eps(dtype: FloatDType) -> float:
+    """The distance of 1 from the next stored number, 0 where storage rounds nothing."""
+    return 2.0 ** (1 - HALF_FORMATS[dtype].precision) if dtype in HALF_FORMATS else 0.0
 
 
 def processors() -> int:
@@ -89,17 +107,38 @@ class Options(abc.ABC):
     least_ms: float = 50.0
     """A sample repeats the call until it takes about this long."""
     cold: bool = False
-    """Also time whole processes from their start to the end of a first, small call: with no compiled kernels on disk, then with them."""
+    """Also time whole processes from their start to the end of a first call: with no compiled kernels on disk, then with them."""
     seed: int = 0
     """Of the inputs; both sides get the same."""
     json: Annotated[str | None, tyro.conf.arg(metavar="FILE|-")] = None
     """One JSON object a line for each comparison: into a file beside the table, or - for stdout in its place."""
     plot: Path | None = None
-    """Draw time, speed and roofline into this file (.png, .pdf or .svg)."""
+    """Draw time, speed, memory and roofline into this file (.png, .pdf or .svg)."""
+
+    goes_on: ClassVar[bool] = False
+    """Whether the others are still measured after a comparison that failed."""
 
     @abc.abstractmethod
     def comparisons(self) -> list[tuple[Case, str | None]]:
         """Every case with its peer, None for our side alone. Raises UserError."""
+
+    def starts_cold(self, case: Case, peer: str | None) -> bool:
+        """Whether cold starts of this comparison are timed."""
+        return self.cold
+
+    def sampling(self, case: Case) -> tuple[int, float]:
+        """(samples of each side, milliseconds that one takes at least)."""
+        return self.samples, self.least_ms
+
+    def record(self, result: "Result") -> dict[str, Any]:
+        """The line of --json."""
+        return result.record()
+
+    def text(self, results: list["Result"]) -> str:
+        """What is printed."""
+        from ttr_fast.bench.report import table
+
+        return table(results)
 
     def check(self) -> None:
         """Raises UserError for values that no benchmark can take."""
@@ -123,6 +162,13 @@ def at_least(name: str, value: int | tuple[int, ...], least: int) -> None:
         raise UserError(f"{name} must be at least {least}, got {shown(values)}")
 
 
+def given_all(options: dict[str, tuple[Any, ...]]) -> None:
+    """Raises UserError for one without a value."""
+    for name, values in options.items():
+        if not values:
+            raise UserError(f"{name} must be given a value")
+
+
 def shown(values: tuple[Any, ...]) -> str:
     """As on the command line."""
     return " ".join(map(str, values)) or "nothing"
@@ -142,3 +188,17 @@ def chosen_peers(against: str, named: tuple[str, ...], defaults: tuple[str, ...]
 def torch_is_installed() -> bool:
     """Found without importing it."""
     return importlib.util.find_spec("torch") is not None
+
+
+def as_tensor(torch: Any, a: ndarray) -> Any:
+    """A tensor over the memory of an array in storage type; bf16, which PyTorch does not take from NumPy, as bits."""
+    if a.dtype == FloatDType.BF16.storage:
+        return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(a)
+
+
+def from_tensor(torch: Any, tensor: Any) -> ndarray:
+    """An array, of float32 where the tensor has 16 bits."""
+    tensor = tensor.detach()
+    array: ndarray = (tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()).numpy()
+    return array

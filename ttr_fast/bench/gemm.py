@@ -1,11 +1,11 @@
 """Matrix products Y = X W of an (M, K) by a (K, N) matrix, Y given beforehand. 16-bit matrices are sums of float32, rounded once.
 
-    torch   torch.mm(x, w, out=y)
-    numpy   np.matmul(x, w, out=y), float32 only
+    torch      torch.mm(x, w, out=y)
+    numpy      np.matmul(x, w, out=y), float32 only
+    ours-f32   ours in float32
 """
 
 import importlib
-import importlib.util
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,12 +15,11 @@ import numpy as np
 from numpy import ndarray
 
 from ttr_fast.bench import case as common
-from ttr_fast.bench.case import OURS, Prepared, at_least, chosen_peers
+from ttr_fast.bench.case import OURS, Prepared, as_tensor, at_least, chosen_peers, given_all, stored_eps
 from ttr_fast.errors import UserError
 from ttr_ref.float_dtype import FloatDType, to_storage
 
-PeerName = Literal["torch", "numpy"]
-MODULE = "ttr_fast.cpu.linear"
+PeerName = Literal["torch", "numpy", "ours-f32"]
 DEFAULT_SIZE = 1024
 
 
@@ -62,11 +61,14 @@ class Case(common.Case):
         """A few dozen rows and columns."""
         return replace(self, m=min(self.m, 64), k=min(self.k, 64), n=min(self.n, 64))
 
+    def shared_with(self, peer: str) -> Self:
+        """Against ours in float32, float32."""
+        return replace(self, dtype="f32") if peer == "ours-f32" else self
+
     def limit(self, name: str) -> float:
         """Two sums of K terms are K eps of Σ |x w| ≈ 2/π K apart at most, and the largest entry is above √K; then storage rounds each once."""
         dtype = FloatDType(self.dtype)
-        stored = 2.0**-8 if dtype is FloatDType.BF16 else 2.0**-11 if dtype is FloatDType.F16 else 0.0
-        return float(np.finfo(dtype.compute).eps) * self.k**1.5 + 2 * stored
+        return float(np.finfo(dtype.compute).eps) * self.k**1.5 + stored_eps(dtype)
 
 
 def inputs(case: Case) -> tuple[ndarray, ndarray, ndarray]:
@@ -76,15 +78,18 @@ def inputs(case: Case) -> tuple[ndarray, ndarray, ndarray]:
     return x, w, np.zeros((case.m, case.n), dtype.storage)
 
 
-def prepared(product: Callable[[ndarray, ndarray, ndarray], Any], case: Case) -> Prepared:
-    """A function of (x, w, y) that overwrites y."""
+def prepared(product: Callable[[ndarray, ndarray, ndarray], Any], case: Case, taken: Callable[[ndarray], Any] = lambda a: a) -> Prepared:
+    """A function of (x, w, y), as it takes them, that overwrites y."""
     x, w, y = inputs(case)
-    return Prepared(lambda: product(x, w, y), lambda _: {"y": y.astype(np.float64)})
+    operands = taken(x), taken(w), taken(y)
+    return Prepared(lambda: product(*operands), lambda _: {"y": y.astype(np.float64)})
 
 
 def ours(case: Case) -> Prepared:
-    """linear_forward(x, w, y)."""
-    return prepared(importlib.import_module(MODULE).linear_forward, case)
+    """linear_forward(x, w, y) of carriers, with a workspace as in training."""
+    linear, half, workspace = (importlib.import_module(f"ttr_fast.cpu.{name}") for name in ("linear", "half", "workspace"))
+    lent = workspace.Workspace()
+    return prepared(lambda x, w, y: linear.linear_forward(x, w, y, workspace=lent), case, half.as_bits)
 
 
 def with_numpy(case: Case) -> Prepared:
@@ -93,23 +98,23 @@ def with_numpy(case: Case) -> Prepared:
 
 
 def with_torch(case: Case) -> Prepared:
-    """Tensors over the same memory; bf16, which PyTorch does not take from NumPy, as bits."""
+    """Tensors over the same memory."""
     torch: Any = importlib.import_module("torch")  # it need not be installed
     torch.set_num_threads(case.threads)
-    x, w, y = inputs(case)
-    if case.dtype == "bf16":
-        tensors = [torch.from_numpy(a.view(np.int16)).view(torch.bfloat16) for a in (x, w, y)]
-    else:
-        tensors = [torch.from_numpy(a) for a in (x, w, y)]
 
-    def call() -> Any:
+    def product(x: Any, w: Any, y: Any) -> Any:
         with torch.no_grad():
-            return torch.mm(tensors[0], tensors[1], out=tensors[2])
+            return torch.mm(x, w, out=y)
 
-    return Prepared(call, lambda _: {"y": y.astype(np.float64)})
+    return prepared(product, case, lambda a: as_tensor(torch, a))
 
 
-SIDES: dict[str, Callable[[Case], Prepared]] = {OURS: ours, "torch": with_torch, "numpy": with_numpy}
+SIDES: dict[str, Callable[[Case], Prepared]] = {
+    OURS: ours,
+    "ours-f32": lambda case: ours(replace(case, dtype="f32")),
+    "torch": with_torch,
+    "numpy": with_numpy,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,13 +144,10 @@ class GemmOptions(common.Options):
         shapes = [(n, n, n) for n in self.size] + list(self.shape) or [(DEFAULT_SIZE,) * 3]
         for shape in shapes:
             at_least("--shape" if shape in self.shape else "--size", shape, 1)
-        if not self.dtype:
-            raise UserError("--dtype must be given a value")
+        given_all({"--dtype": self.dtype})
         peers = chosen_peers(self.against, self.peer, ("torch",))
         if "numpy" in peers and set(self.dtype) != {"f32"}:
             raise UserError("--peer numpy multiplies f32 only: NumPy's BLAS knows no 16-bit matrices")
-        if importlib.util.find_spec(MODULE) is None:
-            raise UserError(f"gemm: there is nothing to measure yet, {MODULE} is not part of this version")
         return [
             (Case(dtype=dtype, threads=threads, seed=self.seed, m=m, k=k, n=n), peer)
             for dtype, threads, (m, k, n), peer in itertools.product(self.dtype, self.threads, shapes, peers)

@@ -30,7 +30,7 @@ def seconds_of(call: Callable[[], Any], calls: int) -> float:
 
 
 def calls_lasting(call: Callable[[], Any], least_seconds: float) -> int:
-    """How many calls take about that long; runs the call a few times."""
+    """How many calls take about that long; runs the call once at least."""
     calls = 1
     while (each := seconds_of(call, calls)) * calls < least_seconds / 4:
         calls *= 2

@@ -33,13 +33,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class Timing:
-    """One side: milliseconds of a call, and how far memory rose."""
+    """One side: milliseconds of a call, how far memory rose beyond the inputs, and what of it backward needs where that is known."""
 
     ms: float
     quartiles_ms: tuple[float, float]
     peak_mib: float | None
+    activations_mib: float | None = None
     cold_seconds: tuple[float, float] | None = None
-    """From the start of a process to the end of a first small call: without and with compiled kernels on disk."""
+    """From the start of a process to the end of a first call: without and with compiled kernels on disk."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,30 @@ class Result:
         return self.gflops(self.ours) / self.machine.peak_gflops
 
     @property
+    def gb_per_s(self) -> float:
+        """Of what ours has to read or write."""
+        return self.case.bytes / self.ours.ms / 1e6
+
+    @property
+    def share_of_reading(self) -> float:
+        """Of what the machine reads at most; above 1 where caches hold everything."""
+        return self.gb_per_s / self.machine.read_gb_per_s
+
+    @property
+    def extra_mib(self) -> float | None:
+        """The rise of memory beyond inputs and results."""
+        return self.beyond_results(OURS, self.ours)
+
+    @property
+    def peer_extra_mib(self) -> float | None:
+        """The same of the peer."""
+        return self.beyond_results(str(self.peer_name), self.peer)
+
+    def beyond_results(self, side: str, timing: Timing | None) -> float | None:
+        """None where memory is not known."""
+        return None if timing is None or timing.peak_mib is None else timing.peak_mib - self.case.result_bytes(side) / 2**20
+
+    @property
     def ratio(self) -> float | None:
         """Above 1 ours is faster."""
         return None if self.peer is None else self.peer.ms / self.ours.ms
@@ -73,8 +98,9 @@ class Result:
             "case": {"kind": self.case.kind} | asdict(self.case), "ours_ms": ours.ms, "ours_quartiles_ms": ours.quartiles_ms,
             "peer": self.peer_name, "peer_ms": peer and peer.ms, "peer_quartiles_ms": peer and peer.quartiles_ms, "ratio": self.ratio,
             "threads": self.case.threads, "gflops": gflops, "peer_gflops": peer and self.gflops(peer),
-            "share_of_peak": self.share_of_peak, "peak_mib": ours.peak_mib, "peer_peak_mib": peer and peer.peak_mib,
-            "machine": asdict(self.machine),
+            "share_of_peak": self.share_of_peak, "gb_per_s": self.gb_per_s, "share_of_reading": self.share_of_reading,
+            "peak_mib": ours.peak_mib, "peer_peak_mib": peer and peer.peak_mib, "results_mib": self.case.result_bytes(OURS) / 2**20,
+            "activations_mib": ours.activations_mib, "peer_activations_mib": peer and peer.activations_mib, "machine": asdict(self.machine),
         }  # fmt: skip
         if ours.cold_seconds is not None:
             record |= {"ours_cold_seconds": ours.cold_seconds, "peer_cold_seconds": peer and peer.cold_seconds}
@@ -87,7 +113,8 @@ def compare_all(comparisons: list[tuple[Case, str | None]], options: Options, sa
 
     machines: dict[tuple[str, int], MachineWorker] = {}
     told: set[tuple[str, int]] = set()
-    with ExitStack() as run, tqdm(total=len(comparisons) * options.samples, unit="sample", file=sys.stderr, dynamic_ncols=True, disable=None) as bar:
+    total = sum(options.sampling(case)[0] for case, _ in comparisons)
+    with ExitStack() as run, tqdm(total=total, unit="sample", file=sys.stderr, dynamic_ncols=True, disable=None) as bar:
         for case, peer in comparisons:
             bar.set_description(case.label + (f" against {peer}" if peer else ""))
             key = "f64" if case.dtype == "f64" else "f32", case.threads  # 16-bit numbers are summed as float32
@@ -99,7 +126,12 @@ def compare_all(comparisons: list[tuple[Case, str | None]], options: Options, sa
                     if (side, case.threads) not in told:
                         say(f"{side}: {worker.ask('describe')['text']}")
                         told.add((side, case.threads))
-                yield compared(case, peer, workers, machines[key], options, bar.update)
+                try:
+                    yield compared(case, peer, workers, machines[key], options, bar.update)
+                except UserError as error:
+                    if not options.goes_on:
+                        raise
+                    say(str(error))
     for (dtype, threads), m in machines.items():
         say(f"the machine: {m.best:.0f} GF/s of {dtype} products in the first cache, reads {m.read_gb_per_s:.1f} GB/s, {threads} threads")
 
@@ -122,10 +154,11 @@ def compared(
     """One comparison."""
     if peer is not None:
         check_agreement(case, peer)
+    count, least_ms = options.sampling(case)
     for worker in workers.values():
-        worker.ask_case("prepare", case, least_ms=options.least_ms)
+        worker.ask_case("prepare", case, least_ms=least_ms)
     samples: dict[str, list[float]] = {side: [] for side in workers}
-    for _ in range(options.samples):
+    for _ in range(count):
         for side, worker in workers.items():
             time.sleep(PAUSE)
             samples[side].append(worker.ask("sample")["ms"])
@@ -135,8 +168,9 @@ def compared(
     timings = {}
     for side, worker in workers.items():
         low, middle, high = (float(x) for x in np.percentile(samples[side], [25, 50, 75]))
-        cold = cold_seconds(case, side) if options.cold else None
-        timings[side] = Timing(middle, (low, high), worker.ask("memory")["peak_mib"], cold)
+        cold = cold_seconds(case, side) if options.starts_cold(case, peer) else None
+        memory = worker.ask("memory")
+        timings[side] = Timing(middle, (low, high), memory["peak_mib"], memory["activations_mib"], cold)
     return Result(case, Machine(machine.best, machine.read_gb_per_s), timings[OURS], peer, timings[peer] if peer else None)
 
 
@@ -174,7 +208,7 @@ def disagreement(case: Case, ours: dict[str, ndarray], theirs: dict[str, ndarray
 
 
 def cold_seconds(case: Case, side: str) -> tuple[float, float]:
-    """Process, imports and a first call on a small problem: with an empty folder of compiled kernels, and again."""
+    """Process, imports and a first call: with an empty folder of compiled kernels, and again."""
     with tempfile.TemporaryDirectory() as folder:
         empty, warm = (one_start(case, side, folder) for _ in range(2))
     return empty, warm
@@ -183,6 +217,6 @@ def cold_seconds(case: Case, side: str) -> tuple[float, float]:
 def one_start(case: Case, side: str, folder: str) -> float:
     """Seconds from nothing to the answer."""
     start = time.perf_counter()
-    with Worker(side, case.threads, NUMBA_CACHE_DIR=folder) as worker:
-        worker.ask_case("first", case.small())
+    with Worker(side, case.threads, NUMBA_CACHE_DIR=folder, TORCHINDUCTOR_CACHE_DIR=folder) as worker:
+        worker.ask_case("first", case)
         return time.perf_counter() - start

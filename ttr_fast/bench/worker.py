@@ -11,7 +11,7 @@ reads requests from stdin and answers each on stdout, JSON objects a line:
     {"do": "first", "kind": …, "case": {…}}                      {}     called once
     {"do": "prepare", "kind": …, "case": {…}, "least_ms": 50}    {"calls": 12}     warm, inputs made; a sample is 12 calls
     {"do": "sample"}                                             {"ms": 4.1}     the mean of one sample
-    {"do": "memory"}                                             {"peak_mib": 96.0}     since prepare began to make inputs; null if unknown
+    {"do": "memory"}                                             {"peak_mib": 96.0, "activations_mib": null}     beyond the inputs; null if unknown
 
 A request that fails is answered {"error": "…"}. The process ends with its input.
 """
@@ -34,7 +34,7 @@ class Session:
 
     def __init__(self, side: str, threads: int) -> None:
         self.side, self.threads = side, threads
-        self.call: Callable[[], Any] | None = None
+        self.ready: Prepared | None = None
         self.calls = 1
         self.peak: machine.MatrixPeak | None = None
         self.baseline: float | None = None
@@ -58,11 +58,12 @@ class Session:
                 return {}
             case "prepare":
                 return self.prepare(read_case(request), request["least_ms"])
-            case "sample" if self.call is not None:
-                return self.sample(self.call)
+            case "sample" if self.ready is not None:
+                return self.sample(self.ready.call)
             case "memory":
                 peak = machine.status_mib("VmHWM")
-                return {"peak_mib": None if self.baseline is None or peak is None else peak - self.baseline}
+                held = None if self.ready is None or self.ready.activation_bytes is None else self.ready.activation_bytes() / 2**20
+                return {"peak_mib": None if self.baseline is None or peak is None else peak - self.baseline, "activations_mib": held}
         raise ValueError(f"there is no request {request['do']!r} here")
 
     def prepared(self, case: Case) -> Prepared:
@@ -70,12 +71,11 @@ class Session:
         return side_of(case, self.side)
 
     def prepare(self, case: Case, least_ms: float) -> dict[str, Any]:
-        """Compiled and warm; memory counts from before the inputs."""
+        """Compiled and warm; memory counts from where the inputs are there."""
         self.prepared(case.small()).call()
+        self.ready = self.prepared(case)
         self.baseline = machine.memory_baseline()
-        self.call = self.prepared(case).call
-        self.call()
-        self.calls = machine.calls_lasting(self.call, least_ms / 1e3)
+        self.calls = machine.calls_lasting(self.ready.call, least_ms / 1e3)
         return {"calls": self.calls}
 
     def sample(self, call: Callable[[], Any]) -> dict[str, Any]:

@@ -12,7 +12,11 @@ import tyro
 
 from ttr_fast.bench.attention import AttentionOptions
 from ttr_fast.bench.case import torch_is_installed
+from ttr_fast.bench.decode import DecodeOptions
 from ttr_fast.bench.gemm import GemmOptions
+from ttr_fast.bench.memory import MemoryOptions
+from ttr_fast.bench.step import StepOptions
+from ttr_fast.bench.targets import TableOptions
 
 
 def told(options: type) -> str:
@@ -23,6 +27,10 @@ def told(options: type) -> str:
 Kind = (
     Annotated[AttentionOptions, tyro.conf.subcommand("attention", description=told(AttentionOptions))]
     | Annotated[GemmOptions, tyro.conf.subcommand("gemm", description=told(GemmOptions))]
+    | Annotated[StepOptions, tyro.conf.subcommand("step", description=told(StepOptions))]
+    | Annotated[DecodeOptions, tyro.conf.subcommand("decode", description=told(DecodeOptions))]
+    | Annotated[MemoryOptions, tyro.conf.subcommand("memory", description=told(MemoryOptions))]
+    | Annotated[TableOptions, tyro.conf.subcommand("table", description=told(TableOptions))]
 )
 
 
@@ -41,7 +49,11 @@ class Command:
 
         ttr bench gemm --size 512 1024 --peer numpy
 
-        ttr bench attention --against none --cold
+        ttr bench step --dtype f32 bf16 --peer torch-plain torch-bias
+
+        ttr bench decode --position 512 51200 --peer ours-at-window
+
+        ttr bench step --against none --cold
     """
 
     kind: Kind
@@ -49,11 +61,11 @@ class Command:
     def run(self) -> None:
         """Measure, print, draw."""
         from ttr_fast.bench.measure import compare_all
-        from ttr_fast.bench.report import save_plot, table
+        from ttr_fast.bench.report import save_plot
 
         options = self.kind
         comparisons = options.comparisons()
-        if options.against == "torch" and not torch_is_installed() and any(peer != "numpy" for _, peer in comparisons):
+        if options.against == "torch" and not torch_is_installed() and any(peer is None for _, peer in comparisons):
             say("PyTorch is not installed, so our side is measured alone; to compare: pip install 'temporal-transformer[peers]'")
         results = []
         with ExitStack() as stack:
@@ -61,9 +73,9 @@ class Command:
             for result in compare_all(comparisons, options, say):
                 results.append(result)
                 if options.json is not None:
-                    print(msgspec.json.encode(result.record()).decode(), file=lines, flush=True)
+                    print(msgspec.json.encode(options.record(result)).decode(), file=lines, flush=True)
         if options.json != "-":
-            print(table(results))
+            print(options.text(results))
         if any(result.share_of_peak > 1 for result in results):
             say("something here ran faster than the machine's peak: other programs were running, measure again when it is quiet")
         if options.plot is not None:

@@ -1,0 +1,229 @@
+"""One more token in every row, with the keys and values of the past in a ring buffer: the token's state and its logits over the vocabulary.
+
+    torch-plain      float32, buffers of W keys and values made once, no Δt bias, torch.inference_mode
+    numpy            the oracle
+    ours-at-window   ours where W tokens have been seen: what a longer past costs
+"""
+
+import importlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
+
+import numpy as np
+from jaxtyping import Int64
+from numpy import ndarray
+
+from ttr_fast.bench import case as common
+from ttr_fast.bench.case import OURS, Prepared, at_least, chosen_peers, given_all, stored_eps
+from ttr_fast.bench.events import NOW, gaps_between, time_config
+from ttr_fast.errors import UserError
+from ttr_fast.model import BackendName, load_backend
+from ttr_ref.config import BiasKind, BlockConfig, ModelConfig
+from ttr_ref.float_dtype import FloatDType
+from ttr_ref.model import ModelParams, compute_copy, model_init
+
+PeerName = Literal["torch-plain", "numpy", "ours-at-window"]
+COMPARED_WINDOW = 24
+"""Results are compared after this window has been passed: they are right or wrong at any size."""
+DRAWN_AT_ONCE = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case(common.Case):
+    """B rows that have seen `position` tokens, a window of W, L blocks."""
+
+    kind: ClassVar[str] = "decode"
+    axis: ClassVar[str] = "position"
+    position: int
+    window: int
+    batch: int
+    embed_dim: int
+    hidden_dim: int
+    heads: int
+    layers: int
+    vocabulary: int
+    bias: BiasKind
+
+    @property
+    def config(self) -> ModelConfig:
+        """Raises ValueError for sizes that do not fit together."""
+        block = BlockConfig(
+            self.embed_dim, self.hidden_dim, self.heads, window=self.window, time_bias=self.bias, time=time_config(self.window),
+            float_dtype=FloatDType(self.dtype),
+        )  # fmt: skip
+        return ModelConfig(self.vocabulary, self.layers, block)
+
+    @property
+    def weights(self) -> int:
+        """Numbers in all matrices; the embedding is read for the logits."""
+        return self.layers * self.embed_dim * (4 * self.embed_dim + 3 * self.hidden_dim) + self.vocabulary * self.embed_dim
+
+    @property
+    def cached(self) -> int:
+        """Keys and values that a token reads, as numbers."""
+        return 2 * self.layers * self.batch * min(self.window, self.position + 1) * self.embed_dim
+
+    @property
+    def flops(self) -> int:
+        """Two for each weight and row, two for each number of a key or value."""
+        return 2 * (self.batch * self.weights + self.cached)
+
+    @property
+    def bytes(self) -> int:
+        """Every weight, key and value once."""
+        return (self.weights + self.cached) * FloatDType(self.dtype).storage.itemsize
+
+    @property
+    def size(self) -> float:
+        """How many tokens were seen."""
+        return self.position
+
+    @property
+    def series(self) -> str:
+        """Without the position."""
+        return self.rest
+
+    @property
+    def label(self) -> str:
+        """As a row of the table begins."""
+        return f"decode at {self.position} {self.rest}"
+
+    @property
+    def rest(self) -> str:
+        """The network."""
+        sizes = f"E{self.embed_dim} F{self.hidden_dim} H{self.heads} L{self.layers} V{self.vocabulary}"
+        return f"{self.dtype} B{self.batch} W{self.window} {sizes} {self.bias}, {self.threads} threads"
+
+    def small(self) -> Self:
+        """A few tokens through one block."""
+        return replace(self, position=2, window=min(self.window, COMPARED_WINDOW), layers=1, vocabulary=min(self.vocabulary, 64))
+
+    def shared_with(self, peer: str) -> Self:
+        """A window that is passed after a few tokens; PyTorch's side has no bias."""
+        window = min(self.window, COMPARED_WINDOW)
+        past = window if peer == "ours-at-window" else min(self.position, 2 * window + 1)
+        return replace(self, position=past, window=window, bias="none" if peer == "torch-plain" else self.bias)
+
+    def limit(self, name: str) -> float:
+        """Each block's sums of E, F and W terms round that often, and of n roundings of either sign √n are left (Higham & Mary 2019, 4 for λ).
+
+        16-bit storage also rounds about ten arrays a block; the next block takes the error over and adds its own.
+        """
+        dtype, sums = FloatDType(self.dtype), self.embed_dim + self.hidden_dim + self.window
+        return self.layers * (4 * float(np.finfo(dtype.compute).eps) * sums**0.5 + 4 * stored_eps(dtype) * 10**0.5)
+
+
+def events(case: Case) -> Iterator[tuple[Int64[ndarray, "B"], Int64[ndarray, "B"]]]:
+    """(tokens, times) without end, drawn many at once so that drawing is no part of what is timed."""
+    rng, now = np.random.default_rng(case.seed), np.full(case.batch, NOW)
+    while True:
+        tokens = rng.integers(0, case.vocabulary, (DRAWN_AT_ONCE, case.batch))
+        times = now + np.cumsum(gaps_between(rng, (DRAWN_AT_ONCE, case.batch)), 0).astype(np.int64)
+        now = times[-1]
+        yield from zip(tokens, times, strict=True)
+
+
+def prepared(case: Case, name: BackendName) -> Prepared:
+    """`position` tokens are decoded beforehand."""
+    config, backend, coming = case.config, load_backend(name), events(case)
+    params = model_init(config, case.seed)
+    logits_of = core_logits(params, config) if name == "cpu" else oracle_logits(params, config)
+    state = backend.decode_start(params, config, case.batch, np.int64)
+
+    def advance() -> ndarray:
+        nonlocal state
+        tokens, times = next(coming)
+        z, state = backend.decode(state, tokens, times, config)
+        return z
+
+    for _ in range(case.position):
+        advance()
+    return Prepared(lambda: logits_of(advance()), lambda logits: {"logits": logits})
+
+
+def core_logits(params: ModelParams, config: ModelConfig) -> Callable[[ndarray], ndarray]:
+    """From the weights in storage type, turned once: few rows read a matrix where it lies."""
+    linear, half, model, workspace = (importlib.import_module(f"ttr_fast.cpu.{name}") for name in ("linear", "half", "model", "workspace"))
+    w_vocab = np.ascontiguousarray(model.storage_copies(params, config).embedding.T)
+    lent, dtype = workspace.Workspace(), config.block.float_dtype
+
+    def logits(z: ndarray) -> ndarray:
+        y: ndarray = lent.array("logits", (z.shape[0], config.vocab_size), dtype.compute)
+        linear.linear_forward(half.as_bits(z.astype(dtype.storage)), w_vocab, y, workspace=lent)
+        return y
+
+    return logits
+
+
+def oracle_logits(params: ModelParams, config: ModelConfig) -> Callable[[ndarray], ndarray]:
+    """z Eᵀ."""
+    table = compute_copy(params, config).embedding
+    return lambda z: z @ table.T
+
+
+def with_torch(case: Case) -> Prepared:
+    """PyTorch's module is imported by the process that needs it."""
+    side: Prepared = importlib.import_module("ttr_fast.bench.torch_decode").prepared(case)
+    return side
+
+
+SIDES: dict[str, Callable[[Case], Prepared]] = {
+    OURS: lambda case: prepared(case, "cpu"),
+    "ours-at-window": lambda case: prepared(replace(case, position=case.window), "cpu"),
+    "torch-plain": with_torch,
+    "numpy": lambda case: prepared(case, "reference"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeOptions(common.Options):
+    """The time of one more token against PyTorch, or against ours with a shorter past. Positions, types, biases and peers are combined.
+
+    Examples:
+
+        ttr bench decode
+
+        ttr bench decode --window 128 --position 128 1280 12800 --peer ours-at-window --plot decode.png
+
+        ttr bench decode --window 1024 --embed-dim 768 --hidden-dim 2048 --heads 12 --layers 12 --vocabulary 32768 --dtype f32 f16
+    """
+
+    dtype: tuple[Literal["f32", "bf16", "f16"], ...] = ("f32",)
+    """Of our side; PyTorch's is float32 always."""
+    window: int = 512
+    """Keys that a token sees, W."""
+    position: tuple[int, ...] = ()
+    """Tokens decoded before anything is timed; not given: W."""
+    batch: int = 1
+    """Rows."""
+    embed_dim: int = 256
+    hidden_dim: int = 1024
+    heads: int = 8
+    layers: int = 4
+    vocabulary: int = 4096
+    bias: tuple[BiasKind, ...] = ("log",)
+    peer: tuple[PeerName, ...] = ()
+    """What to compare with; not given: torch-plain."""
+
+    def comparisons(self) -> list[tuple[common.Case, str | None]]:
+        """The product of all options."""
+        self.check()
+        for name in ("window", "batch", "embed_dim", "hidden_dim", "heads", "layers", "vocabulary"):
+            at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
+        at_least("--position", self.position or (self.window,), 1)
+        given_all({"--dtype": self.dtype, "--bias": self.bias})
+        cases = [
+            Case(
+                dtype=dtype, threads=threads, seed=self.seed, position=position, window=self.window, batch=self.batch, embed_dim=self.embed_dim,
+                hidden_dim=self.hidden_dim, heads=self.heads, layers=self.layers, vocabulary=self.vocabulary, bias=bias,
+            )
+            for dtype, bias, threads, position in itertools.product(self.dtype, self.bias, self.threads, self.position or (self.window,))
+        ]  # fmt: skip
+        try:
+            assert all(case.config for case in cases)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        peers = chosen_peers(self.against, self.peer, ("torch-plain",))
+        return [(case, peer) for case in cases for peer in peers]
