@@ -12,6 +12,8 @@ from hypothesis import settings
 from hypothesis.configuration import set_hypothesis_home_dir
 from jaxtyping import install_import_hook
 
+# threads that wait sleep: tests share their cores with compilers, with each other and with whoever else is there
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 install_import_hook("ttr_ref", "beartype.beartype")
 
 # what Hypothesis remembers between runs, such as examples that failed, lies outside the checkout
