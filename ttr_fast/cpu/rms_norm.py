@@ -35,17 +35,21 @@ def rms_norm_forward(x, weight, eps, y, r):
         normalise(x, weight, eps, y, r, np.int64(i))
 
 
+@kernel()
+def add_and_normalise(x, features, weight, eps, u, y, r, i):
+    """Row i."""
+    e = weight.size
+    for k in range(0, e, rows.lanes_of(x)):
+        v = simd.add(rows.load_part(x, i * e + k, e - k), rows.load_part(features, i * e + k, e - k))
+        rows.store_part(v, u, i * e + k, e - k)
+    normalise(u, weight, eps, y, r, i)
+
+
 @kernel(parallel=True)
 def rms_norm_add_forward(x, features, weight, eps, u, y, r):
     """u = x + features in the storage of u, then y = rms_norm(u)."""
-    n, e = x.shape
-    lanes = rows.lanes_of(x)
-    for unsigned in prange(n):
-        i = np.int64(unsigned)
-        for k in range(0, e, lanes):
-            v = simd.add(rows.load_part(x, i * e + k, e - k), rows.load_part(features, i * e + k, e - k))
-            rows.store_part(v, u, i * e + k, e - k)
-        normalise(u, weight, eps, y, r, i)
+    for i in prange(x.shape[0]):
+        add_and_normalise(x, features, weight, eps, u, y, r, np.int64(i))
 
 
 @kernel()

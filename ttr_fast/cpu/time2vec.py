@@ -28,15 +28,21 @@ def phases(tau, omega, phi, k):
     return simd.sub(x, rows.only_lane(x, -k))
 
 
+@kernel()
+def row_features(tau, omega, phi, y, i):
+    """Row i, from its own τ."""
+    e = omega.size
+    for k in range(0, e, 8):
+        line = rows.only_lane(simd.splat(omega[0] * tau + phi[0]), -k)
+        rows.store_part(simd.add(rows.sine(phases(tau, omega, phi, k)), line), y, i * e + k, e - k)
+
+
 @kernel(parallel=True)
 def time2vec_forward(tau, omega, phi, y):
     """y (N, E) of any storage; tau (N,), omega (E,) float64; phi (E,) float64 or float32."""
-    n, e = y.shape
-    for unsigned in prange(n):
+    for unsigned in prange(y.shape[0]):
         i = np.int64(unsigned)
-        for k in range(0, e, 8):
-            line = rows.only_lane(simd.splat(omega[0] * tau[i] + phi[0]), -k)
-            rows.store_part(simd.add(rows.sine(phases(tau[i], omega, phi, k)), line), y, i * e + k, e - k)
+        row_features(tau[i], omega, phi, y, i)
 
 
 @kernel(parallel=True)
