@@ -1,6 +1,5 @@
 """Decoding on the CPU: bit for bit the windowed forward pass over the whole sequence, however often the ring has wrapped."""
 
-import tracemalloc
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +8,6 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from numpy import ndarray
 
 from tests.cpu.storages import threads
-from tests.ref.bounds import reordered_share, sensitivity
 from tests.ref.cases import BIASES, NOW, ROPES, lively_model, rising_times, seeds
 from ttr_fast.cpu.decode import CpuDecoder
 from ttr_fast.cpu.half import as_storage
@@ -17,10 +15,9 @@ from ttr_fast.cpu.kv_ring import tiles_of
 from ttr_fast.cpu.linear import matmul
 from ttr_fast.cpu.model import CpuModel, storage_copies
 from ttr_fast.cpu.places import places_of
-from ttr_fast.cpu_backend import CpuBackend
 from ttr_ref.config import BiasKind, BlockConfig, ModelConfig, RopeKind, TimeConfig
 from ttr_ref.float_dtype import FloatDType
-from ttr_ref.model import ModelParams, decode_start, model_decode, model_forward
+from ttr_ref.model import ModelParams
 from ttr_ref.next_event import Batch
 from ttr_ref.timeline import timeline_from_lengths
 from ttr_ref.tree import named_tree_map

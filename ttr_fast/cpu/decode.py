@@ -22,8 +22,7 @@ from ttr_fast.cpu.feed_forward_geglu import gate_row
 from ttr_fast.cpu.half import CARRIERS
 from ttr_fast.cpu.jit import kernel
 from ttr_fast.cpu.kv_ring import KVRing, first_backwards, kv_ring_empty, kv_ring_next, past_empty, tiles_of
-from ttr_fast.cpu.linear import matmul
-from ttr_fast.cpu.linear_decode import plan_products, planned_product
+from ttr_fast.cpu.linear_decode import panel_product, panels_of, product_scratch
 from ttr_fast.cpu.rms_norm import add_and_normalise, normalise
 from ttr_fast.cpu.rope import row_angles, theta_of
 from ttr_fast.cpu.time2vec import elapsed, row_features
@@ -43,7 +42,7 @@ def begin(tokens, times, document, table, factor, origin, unit, relative, time, 
 
 
 @kernel()
-def project(x, position, tau, omega, phi, norm, eps, theta, rope_omega, w_qkv, u, r, normed, added, cos, sin, qkv, plans, a_panels, blocks, strips):
+def project(x, position, tau, omega, phi, norm, eps, theta, rope_omega, w_qkv, u, r, normed, added, cos, sin, qkv, a_panels, strips):
     """qkv = rms_norm(x + time2vec(τ)) W, without features (no ω) rms_norm(x) W; the angles of rope."""
     for i in range(x.shape[0]):
         row_angles(position, tau, theta, rope_omega, cos, sin, i)
@@ -52,20 +51,20 @@ def project(x, position, tau, omega, phi, norm, eps, theta, rope_omega, w_qkv, u
             continue
         row_features(tau[i], omega, phi, added, i)
         add_and_normalise(x, added, norm, eps, u, normed, r, i)
-    planned_product(normed, w_qkv, qkv, qkv, False, plans[0], a_panels, blocks, strips)
+    panel_product(normed, w_qkv, qkv, qkv, False, a_panels, strips)
 
 
 @kernel()
-def feed(merged, w_merged, x, norm, eps, w_in, w_out, h, r, normed, hidden, act, plans, a_panels, blocks, strips):
+def feed(merged, w_merged, x, norm, eps, w_in, w_out, h, r, normed, hidden, act, a_panels, strips):
     """h = x + merged W, x = h + geglu(rms_norm(h))."""
     n = x.shape[0]
-    planned_product(merged, w_merged, h, x, True, plans[1], a_panels, blocks, strips)
+    panel_product(merged, w_merged, h, x, True, a_panels, strips)
     for i in range(n):
         normalise(h, norm, eps, normed, r, i)
-    planned_product(normed, w_in, hidden, hidden, False, plans[2], a_panels, blocks, strips)
+    panel_product(normed, w_in, hidden, hidden, False, a_panels, strips)
     for i in range(n):
         gate_row(hidden, act, i)
-    planned_product(act, w_out, x, h, True, plans[3], a_panels, blocks, strips)
+    panel_product(act, w_out, x, h, True, a_panels, strips)
 
 
 @kernel()
@@ -76,9 +75,13 @@ def final_norm(x, norm, eps, z, r):
 
 
 class DecodedBlock(NamedTuple):
-    """One block as kernels take it."""
+    """One block as kernels take it; the w are panels."""
 
     params: TransformerBlockParams
+    w_qkv: Shaped[ndarray, "panels steps width"]
+    w_merged: Shaped[ndarray, "panels steps width"]
+    w_in: Shaped[ndarray, "panels steps width"]
+    w_out: Shaped[ndarray, "panels steps width"]
     ring: KVRing
     omega: Float64[ndarray, "E_or_0"]
     phi: Float64[ndarray, "E_or_0"]
@@ -108,6 +111,7 @@ class CpuDecoder:
         self.origin = np.asarray(block.time.origin, time_dtype)[()]
         self.past = past_empty(batch, block.window, time_dtype)
         self.blocks = [self.decoded_block(p) for p in weights.blocks]
+        self.w_vocab = panels_of(weights.embedding.T if weights.w_vocab is None else weights.w_vocab)
         self.theta = theta_of(block, weights.blocks[0].attention.rope_omega.size)
         self.tokens, self.times = np.zeros(batch, np.int64), np.zeros(batch, time_dtype)
         self.document, self.position, self.tau = np.zeros(batch, np.int64), np.zeros(batch, np.int64), np.zeros(batch)
@@ -120,7 +124,8 @@ class CpuDecoder:
         table = bias_table(params.attention.time_bias, block.time, block.heads)
         omega, phi = (np.zeros(0), np.zeros(0, self.compute)) if params.time2vec is None else params.time2vec
         attend = decode_kernel(Spec(self.carrier.name, table.kind, table.terms, False))
-        return DecodedBlock(params, ring, omega, phi, attend, table.rate, table.parameters.astype(self.compute))
+        matrices = (params.attention.w_qkv, params.attention.w_out, *params.feed_forward)
+        return DecodedBlock(params, *map(panels_of, matrices), ring, omega, phi, attend, table.rate, table.parameters.astype(self.compute))
 
     def array(self, name: str, shape: tuple[int, ...], wide: bool = False) -> ndarray:
         """One of the decoder's, in storage or in the type of arithmetic."""
@@ -131,13 +136,13 @@ class CpuDecoder:
         block, n, d, array = self.config.block, self.batch, self.config.block.head_dim, self.array
         e, f, h, g, width = block.embed_dim, block.hidden_dim, block.heads, block.groups, self.width
         self.threads = threads
-        shapes = [(e, (h + 2 * g) * d), (e, e), (e, 2 * f), (f, e)]
-        self.plans, self.scratch = plan_products(n, shapes, self.carrier, threads, self.workspace)
+        self.scratch = product_scratch(n, max(e, f), self.carrier, threads, self.workspace)
         self.x, self.u, self.h, self.normed, self.merged, self.z = (array(name, (n, e)) for name in ("x", "u", "h", "normed", "merged", "z"))
         self.hidden, self.act, self.added = array("hidden", (n, 2 * f)), array("act", (n, f)), array("added", (n, e), True)
         self.r, self.qkv, self.turned = array("r", (n,), True), array("qkv", (n, (h + 2 * g) * d), True), array("turned", (n, h + 2 * g, 1, width))
         self.cos, self.sin, self.q = array("cos", (n, d // 2), True), array("sin", (n, d // 2), True), array("q", (n, h, width), True)
         self.partial = array("partial", (n, h, tiles_of(self.window), width + 2), True)
+        self.scores = array("scores", (n, self.config.vocab_size), True)
         self.vectors = array(f"vectors.{threads}", (threads, 4, max(BLOCK, width) + 16), True)
 
     def step(self, tokens: Integer[ndarray, "B"], times: Num[ndarray, "B"]) -> Shaped[ndarray, "B E"]:
@@ -159,11 +164,11 @@ class CpuDecoder:
         for block in self.blocks:
             p, ring = block.params, block.ring
             project(self.x, self.position, self.tau, block.omega, block.phi, p.norm_attention, eps, self.theta, p.attention.rope_omega,
-                    p.attention.w_qkv, self.u, self.r, self.normed, self.added, self.cos, self.sin, self.qkv, self.plans, *self.scratch)  # fmt: skip
+                    block.w_qkv, self.u, self.r, self.normed, self.added, self.cos, self.sin, self.qkv, *self.scratch)  # fmt: skip
             block.attend(self.qkv, self.cos, self.sin, self.position, past.time, ring.k, ring.v, self.window, scale, block.rates,
                          block.bias, self.turned, self.q, self.partial, self.vectors, self.merged)  # fmt: skip
-            feed(self.merged, p.attention.w_out, self.x, p.norm_feed_forward, eps, p.feed_forward.w_in, p.feed_forward.w_out, self.h, self.r,
-                 self.normed, self.hidden, self.act, self.plans, *self.scratch)  # fmt: skip
+            feed(self.merged, block.w_merged, self.x, p.norm_feed_forward, eps, block.w_in, block.w_out, self.h, self.r, self.normed, self.hidden,
+                 self.act, *self.scratch)  # fmt: skip
         final_norm(self.x, weights.norm_final, eps, self.z, self.r)
         return self.z
 
@@ -179,7 +184,5 @@ class CpuDecoder:
 
     def logits(self) -> Inexact[ndarray, "B V"]:
         """Those of the last step's z; the next call writes over them."""
-        vocabulary = self.weights.embedding if self.weights.w_vocab is None else self.weights.w_vocab
-        logits = self.array("logits", (self.batch, self.config.vocab_size), True)
-        matmul(self.z, False, vocabulary, self.config.tied, logits, None, self.workspace)
-        return logits
+        panel_product(self.z, self.w_vocab, self.scores, self.scores, False, *self.scratch)
+        return self.scores

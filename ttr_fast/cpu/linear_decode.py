@@ -1,82 +1,74 @@
-"""A linear map of the few rows of one decoding step, from inside kernels: the bits of linear.py without the way through Python.
+"""A linear map of the few rows of one decoding step: the bits of linear.py, at the speed at which memory gives the matrix.
 
-A product is planned once for all steps; its scratch is shared by all products of a step. Up to FEW_ROWS rows the matrix is read once where it lies
-and dealt out evenly, the rows being packed by the calling thread; more rows are left to linear.product.
+A step reads every matrix once, so nearly all of its time goes into that. Panels of columns are made once, for all steps, and stay in storage type: then
+each thread reads one stretch of memory from its start to its end, which the CPU foresees, and the sums of a panel stay in registers.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64, Num
+from jaxtyping import Inexact, Num, Shaped
 from numba import prange
 from numpy import ndarray
 
 from ttr_fast.cpu.jit import kernel
-from ttr_fast.cpu.linear import BLOCK_STEPS, FEW_ROWS, LONG, item_product, layout, panel_type, product, rounded_up
-from ttr_fast.cpu.panels import COLUMNS, ROWS, each, pack_rows
+from ttr_fast.cpu.linear import BLOCK_STEPS, FEW_ROWS, PADDED_TO, finish, panel_type, rounded_up
+from ttr_fast.cpu.panels import COLUMNS, ROWS, advance, each, pack_rows
 from ttr_fast.cpu.workspace import Workspace
 
 
+def panels_of(w: Shaped[ndarray, "K M"]) -> Shaped[ndarray, "panels steps width"]:
+    """A matrix of carriers in panels of columns, zeros behind the last; a step is one k, or two of bf16 where the CPU multiplies pairs (panels.py).
+
+    It need not be contiguous, as the transpose of an embedding is not.
+    """
+    (depth, columns), held = w.shape, np.dtype(panel_type(w.dtype, w.dtype))
+    share, width = (2 if held == np.uint32 else 1), COLUMNS * (8 if held == np.float64 else 16)
+    panels = np.zeros((-(-columns // width), -(-depth // share), width, share), w.dtype)
+    for p, panel in enumerate(panels):
+        for s in range(share):
+            part = w[s::share, p * width : (p + 1) * width]
+            panel[: part.shape[0], : part.shape[1], s] = part
+    return (panels.view(held) if share == 2 else panels)[..., 0]
+
+
 class ProductScratch(NamedTuple):
-    """Rows packed; for each thread a part of the matrix, and sums."""
+    """The rows of a product, packed; each thread's sums."""
 
     a_panels: Num[ndarray, "n"]
-    blocks: Num[ndarray, "threads n"]
-    strips: Num[ndarray, "threads n"]
+    strips: Inexact[ndarray, "threads n"]
 
 
-def plan_products(
-    rows: int, shapes: list[tuple[int, int]], carrier: np.dtype, workers: int, workspace: Workspace
-) -> tuple[Int64[ndarray, "n 3"], ProductScratch]:
-    """For matrices of these shapes (in, out): rows of an item, k at a time, panels of columns of an item; and scratch for all of them."""
+def product_scratch(rows: int, depth: int, carrier: np.dtype, threads: int, workspace: Workspace) -> ProductScratch:
+    """For products of that many rows of up to `depth` numbers."""
     held = np.dtype(panel_type(carrier, carrier))
     sums = np.dtype(np.float64 if held == np.float64 else np.float32)
-    width, plans, sizes = COLUMNS * (64 // sums.itemsize), [], []
-    for depth, columns in shapes:
-        plan, (panel_bytes, block_bytes, strip_bytes) = layout(rows, depth, columns, held, workers)
-        if rows <= FEW_ROWS:
-            panels = -(-columns // width)
-            items = workers * -(-panels // (workers * (LONG // width)))
-            plan = (*plan[:2], -(-panels // items))
-            share = 2 if held == np.uint32 else 1
-            block_bytes = plan[1] // share * plan[2] * width * held.itemsize
-            strip_bytes = rounded_up(FEW_ROWS, ROWS) * plan[2] * width * sums.itemsize
-        plans.append(plan)
-        sizes.append((panel_bytes, block_bytes, strip_bytes))
-    panel_bytes, block_bytes, strip_bytes = np.max(sizes, 0).tolist()
-    return np.array(plans, np.int64), ProductScratch(
-        workspace.array(f"panels.{workers}", (panel_bytes // held.itemsize,), held),
-        workspace.array(f"blocks.{workers}", (workers, block_bytes // held.itemsize), held),
-        workspace.array(f"strips.{workers}", (workers, strip_bytes // sums.itemsize), sums),
+    return ProductScratch(
+        workspace.array("panels", (rounded_up(rows, ROWS) * rounded_up(depth, PADDED_TO),), held),
+        workspace.array("strips", (threads, ROWS * COLUMNS * (64 // sums.itemsize)), sums),
     )
 
 
 @kernel(parallel=True)
-def few_rows_product(a, b, c, addend, adds, k_block, item_panels, a_panels, blocks, strips):
-    """C = A B, or addend + A B, for at most FEW_ROWS rows."""
-    (rows, depth), columns = a.shape, b.shape[1]
-    share, workers = each(blocks), strips.shape[0]
-    for k in range(0, depth, BLOCK_STEPS):
-        pack_rows(a.reshape(-1), True, depth, 0, rows, k, min(BLOCK_STEPS, depth - k), a_panels, k // share * ROWS)
-    panels = (columns + COLUMNS * (64 // strips.itemsize) - 1) // (COLUMNS * (64 // strips.itemsize))
-    items = (panels + item_panels - 1) // item_panels
+def panel_product(a, panels, c, addend, adds, a_panels, strips):
+    """c (N, M) = a (N, K) W, or addend + a W if `adds`; W as panels_of makes it, scratch as product_scratch."""
+    (rows, depth), columns = a.shape, c.shape[1]
+    count, steps, width = panels.shape
+    share, workers = each(a_panels), strips.shape[0]
+    room = (depth + PADDED_TO - 1) // PADDED_TO * PADDED_TO // share
+    for i in range(0, rows, ROWS):
+        for k in range(0, depth, BLOCK_STEPS):
+            pack_rows(a.reshape(-1), True, depth, i, rows, k, min(BLOCK_STEPS, depth - k), a_panels, i * room + k // share * ROWS)
     for unsigned in prange(workers):
         worker = np.int64(unsigned)
-        for item in range(worker * items // workers, (worker + 1) * items // workers):
-            first = item * item_panels
-            item_product(a_panels, b.reshape(-1), False, columns, c.reshape(-1), addend.reshape(-1), adds, (rows, depth, columns), 0, rows,
-                         first * COLUMNS * (64 // strips.itemsize), min(item_panels, panels - first), k_block, blocks[worker],
-                         strips[worker])  # fmt: skip
-
-
-@kernel()
-def planned_product(a, b, c, addend, adds, plan, a_panels, blocks, strips):
-    """C = A B, or addend + A B; addend is C where nothing is added."""
-    if a.shape[0] <= FEW_ROWS:
-        few_rows_product(a, b, c, addend, adds, plan[1], plan[2], a_panels, blocks, strips)
-    else:
-        shape = (a.shape[0], a.shape[1], b.shape[1])
-        product(a.reshape(-1), True, b.reshape(-1), False, c.reshape(-1), addend.reshape(-1), adds, shape, (plan[0], plan[1], plan[2]), a_panels,
-                blocks, strips)  # fmt: skip
-
-
+        strip = strips[worker]
+        for p in range(worker * count // workers, (worker + 1) * count // workers):
+            for i in range(0, rows, ROWS):
+                strip[:] = 0
+                if rows == 1:
+                    advance(steps, a_panels, i * room, panels, p * steps * width, strip, 0, 1)
+                elif rows - i <= FEW_ROWS:
+                    advance(steps, a_panels, i * room, panels, p * steps * width, strip, 0, FEW_ROWS)
+                else:
+                    advance(steps, a_panels, i * room, panels, p * steps * width, strip, 0, ROWS)
+                finish(strip, 0, i, min(ROWS, rows - i), p * width, c.reshape(-1), columns, addend.reshape(-1), adds)
