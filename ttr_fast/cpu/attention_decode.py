@@ -3,9 +3,9 @@
 Lanes are keys where the forward pass has queries: each score is the same chain over features, each value the same chain over keys of one tile, and
 tiles come in the same order, so the bits are those of the windowed forward pass. Keys outside the window are not visited, where it adds exact zeros.
 
-Work is dealt to the threads by heads. Where these are few or come out uneven, a head's tiles are dealt out too: a tile's sums start at 0 and depend on
-the reference alone, which every thread forms from the query's own tile; they are added in order at the end. Only if a score exceeds the reference by
-2^60, and moves it, the head is done again, one tile after the other.
+Work is dealt to the threads by heads. Where these are few or come out uneven, a head's tiles are dealt out too: a tile's sums start at 0 and depend
+on the reference alone, which every thread forms from the query's own tile; they are added in order at the end. Only if a score exceeds the reference
+by 2^60, and moves it, the head is done again, one tile after the other.
 """
 
 import functools

@@ -125,7 +125,8 @@ class CpuDecoder:
         omega, phi = (np.zeros(0), np.zeros(0, self.compute)) if params.time2vec is None else params.time2vec
         attend = decode_kernel(Spec(self.carrier.name, table.kind, table.terms, False))
         matrices = (params.attention.w_qkv, params.attention.w_out, *params.feed_forward)
-        return DecodedBlock(params, *map(panels_of, matrices), ring, omega, phi, attend, table.rate, table.parameters.astype(self.compute))
+        w_qkv, w_merged, w_in, w_out = map(panels_of, matrices)
+        return DecodedBlock(params, w_qkv, w_merged, w_in, w_out, ring, omega, phi, attend, table.rate, table.parameters.astype(self.compute))
 
     def array(self, name: str, shape: tuple[int, ...], wide: bool = False) -> ndarray:
         """One of the decoder's, in storage or in the type of arithmetic."""

@@ -1,6 +1,7 @@
 """The key/value ring buffer on the CPU; the mathematics is in ttr_ref/kv_ring.py.
 
-The ring of the oracle has W slots. This one has W rounded up to whole tiles of 64, and one tile more, so that (B, G, W, D) becomes (B, G, tiles, ·, ·):
+The ring of the oracle has W slots. This one has W rounded up to whole tiles of 64, and one tile more, so that (B, G, W, D) becomes
+(B, G, tiles, ·, ·):
 
     token n lies in tile ⌊n / 64⌋ mod tiles, place n mod 64
 

@@ -1,7 +1,7 @@
 """A linear map of the few rows of one decoding step: the bits of linear.py, at the speed at which memory gives the matrix.
 
-A step reads every matrix once, so nearly all of its time goes into that. Panels of columns are made once, for all steps, and stay in storage type: then
-each thread reads one stretch of memory from its start to its end, which the CPU foresees, and the sums of a panel stay in registers.
+A step reads every matrix once, so nearly all of its time goes into that. Panels of columns are made once, for all steps, and stay in storage type:
+then each thread reads one stretch of memory from its start to its end, which the CPU foresees, and the sums of a panel stay in registers.
 """
 
 from typing import NamedTuple
