@@ -4,6 +4,8 @@ import numpy as np
 from numpy import ndarray
 
 from ttr_fast.cpu.adamw import adamw_step, blocks_of, global_norm, step_numbers
+from ttr_fast.cpu.decode import CpuDecoder
+from ttr_fast.cpu.half import as_storage
 from ttr_fast.cpu.model import CpuModel, storage_copies
 from ttr_fast.model import Prediction, ReferenceBackend
 from ttr_ref.adamw import AdamWState
@@ -17,7 +19,7 @@ from ttr_ref.tree import leaves_of
 
 
 class CpuBackend(ReferenceBackend):
-    """Numba on all cores. `update` moves the parameters in place."""
+    """Numba on all cores. `update` moves the parameters in place, `decode` the state."""
 
     def __init__(self) -> None:
         self.model: CpuModel | None = None
@@ -63,6 +65,13 @@ class CpuBackend(ReferenceBackend):
         if with_medians and params.time_head is not None:
             medians = [median_gaps(raw, params.time_head.mixture.b_mixture, config) for raw in events.raw]
         return [Prediction(n.order, n.token, n.time, gaps(batch), median) for n, median in zip(nats, medians, strict=True)]
+
+    def decode_start(self, params: ModelParams, config: ModelConfig, rows: int, time_dtype: type[np.int64] | type[np.float64]) -> CpuDecoder:
+        _, copies = self.prepared(params, config)
+        return CpuDecoder(copies, config, rows, time_dtype)
+
+    def decode(self, state: CpuDecoder, tokens: ndarray, times: ndarray, config: ModelConfig) -> tuple[ndarray, CpuDecoder]:
+        return as_storage(state.step(tokens, times)).astype(config.block.float_dtype.compute), state
 
 
 def median_gaps(raw: ndarray, bias: ndarray, config: ModelConfig) -> ndarray:

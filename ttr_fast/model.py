@@ -63,7 +63,7 @@ class Backend(Protocol):
         """The state of decoding before the first token: weights and empty rings."""
 
     def decode(self, state: Any, tokens: ndarray, times: ndarray, config: ModelConfig) -> tuple[ndarray, Any]:
-        """(z of one more token in every row, the state after it)."""
+        """(z of one more token in every row, the state after it, which may be what was given, changed in place)."""
 
 
 class ReferenceBackend:

@@ -6,7 +6,7 @@ are dealt to the threads like cards.
 
 
 from ttr_fast.cpu import rows, simd
-from ttr_fast.cpu.jit import kernel
+from ttr_fast.cpu.jit import inner, kernel
 from ttr_fast.cpu.team import share, team
 
 STRIPES = 64
@@ -22,19 +22,23 @@ def first_unknown(tokens, document, vocabulary):
     return -1
 
 
+@inner()
+def gather_row(tokens, document, table, factor, x, i):
+    """Row i."""
+    e = x.shape[1]
+    for k in range(0, e, rows.lanes_of(table)):
+        v = rows.full(table, 0)
+        if document[i] != -1:
+            v = simd.mul(rows.load_part(table, tokens[i] * e + k, e - k), rows.full(table, factor))
+        rows.store_part(v, x, i * e + k, e - k)
+
+
 @team()
 def gather(worker, workers, tokens, document, table, factor, x):
     """x (N, E) = factor · table[tokens], zeros in padding."""
-    n, e = x.shape
-    lanes = rows.lanes_of(table)
-    begin, end = share(worker, workers, n)
+    begin, end = share(worker, workers, x.shape[0])
     for i in range(begin, end):
-        here = document[i] != -1
-        for k in range(0, e, lanes):
-            v = rows.full(table, 0)
-            if here:
-                v = simd.mul(rows.load_part(table, tokens[i] * e + k, e - k), rows.full(table, factor))
-            rows.store_part(v, x, i * e + k, e - k)
+        gather_row(tokens, document, table, factor, x, i)
 
 
 def embedding_forward(tokens, table, document, x) -> None:

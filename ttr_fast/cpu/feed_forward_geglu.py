@@ -27,17 +27,22 @@ def gate_parts(g, like):
     return z, simd.div(one, simd.add(one, z))
 
 
+@inner()
+def gate_row(hidden, act, i):
+    """Row i."""
+    f = act.shape[1]
+    for k in range(0, f, rows.lanes_of(hidden)):
+        a, g = rows.load_part(hidden, 2 * i * f + k, f - k), rows.load_part(hidden, 2 * i * f + f + k, f - k)
+        _, s = gate_parts(g, hidden)
+        rows.store_part(simd.mul(a, simd.mul(g, s)), act, i * f + k, f - k)
+
+
 @team()
 def geglu_forward(worker, workers, hidden, act):
     """act (N, F) = a ∘ gelu(g) of hidden (N, 2F) = [a | g]."""
-    n, f = act.shape
-    lanes = rows.lanes_of(hidden)
-    begin, end = share(worker, workers, n)
+    begin, end = share(worker, workers, act.shape[0])
     for i in range(begin, end):
-        for k in range(0, f, lanes):
-            a, g = rows.load_part(hidden, 2 * i * f + k, f - k), rows.load_part(hidden, 2 * i * f + f + k, f - k)
-            _, s = gate_parts(g, hidden)
-            rows.store_part(simd.mul(a, simd.mul(g, s)), act, i * f + k, f - k)
+        gate_row(hidden, act, i)
 
 
 @team()

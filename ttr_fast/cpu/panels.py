@@ -152,7 +152,10 @@ def multiplier(e: Emitter, pairs: bool) -> Any:
 
 @intrinsic(prefer_literal=True)
 def advance(typing, count, a, a0, b, b0, c, c0, rows):
-    """C[i, j] continues its chain with A[i, k] B[k, j] for `count` further steps: panels A and B, C one tile whose rows lie one behind the other."""
+    """C[i, j] continues its chain with A[i, k] B[k, j] for `count` further steps: panels A and B, C one tile whose rows lie one behind the other.
+
+    B may also be a panel of numbers in 16-bit storage; they are converted on the way.
+    """
     n_rows, pairs = rows.literal_value, in_pairs(a)
 
     def generate(context, builder, signature, arguments):
@@ -164,9 +167,8 @@ def advance(typing, count, a, a0, b, b0, c, c0, rows):
 
         def step(k: ir.Value, u: int, sums: list[ir.Value]) -> list[ir.Value]:
             at_a, at_b = offset(e, pa, (k, ROWS), (u, ROWS)), offset(e, pb, (k, width), (u, width))
-            item = I32 if pairs else e.float_type
-            vectors = [builder.load(builder.bitcast(offset(e, at_b, (j, e.lanes)), ir.VectorType(item, e.lanes).as_pointer()), align=e.bytes)
-                       for j in range(COLUMNS)]  # fmt: skip
+            places = [offset(e, at_b, (j, e.lanes)) for j in range(COLUMNS)]
+            vectors = [vector_at(builder, p, I32, e.lanes) if pairs else e.load(p, b.dtype) for p in places]
             new = []
             for i in range(n_rows):
                 x = e.splat(builder.load(offset(e, at_a, (i, 1)), align=e.bytes))

@@ -36,17 +36,22 @@ def rms_norm_forward(worker, workers, x, weight, eps, y, r):
         normalise(x, weight, eps, y, r, i)
 
 
+@inner()
+def add_and_normalise(x, features, weight, eps, u, y, r, i):
+    """Row i."""
+    e = weight.size
+    for k in range(0, e, rows.lanes_of(x)):
+        v = simd.add(rows.load_part(x, i * e + k, e - k), rows.load_part(features, i * e + k, e - k))
+        rows.store_part(v, u, i * e + k, e - k)
+    normalise(u, weight, eps, y, r, i)
+
+
 @team()
 def rms_norm_add_forward(worker, workers, x, features, weight, eps, u, y, r):
     """u = x + features in the storage of u, then y = rms_norm(u)."""
-    n, e = x.shape
-    lanes = rows.lanes_of(x)
-    begin, end = share(worker, workers, n)
+    begin, end = share(worker, workers, x.shape[0])
     for i in range(begin, end):
-        for k in range(0, e, lanes):
-            v = simd.add(rows.load_part(x, i * e + k, e - k), rows.load_part(features, i * e + k, e - k))
-            rows.store_part(v, u, i * e + k, e - k)
-        normalise(u, weight, eps, y, r, i)
+        add_and_normalise(x, features, weight, eps, u, y, r, i)
 
 
 @inner()

@@ -6,6 +6,8 @@ roundings; their cosine and sine (N, D/2) are kept in the type of arithmetic. Ba
 """
 
 import numpy as np
+from jaxtyping import Float64
+from numpy import ndarray
 
 from ttr_fast.cpu import rows, simd
 from ttr_fast.cpu.jit import inner, kernel
@@ -14,27 +16,37 @@ from ttr_fast.cpu.team import share, team
 from ttr_ref.config import BlockConfig
 
 
+@inner()
+def row_angles(position, tau, theta, omega, cos, sin, i):
+    """Row i."""
+    pairs, by_index = cos.shape[1], theta.size
+    for k in range(0, by_index, 8):
+        x = rows.phase(simd.mul(simd.splat(np.float64(position[i])), rows.load_part(theta, k, by_index - k)))
+        rows.store_part(rows.cosine(x), cos, i * pairs + k, by_index - k)
+        rows.store_part(rows.sine(x), sin, i * pairs + k, by_index - k)
+    for k in range(0, omega.size, 8):
+        x = rows.phase(simd.mul(simd.splat(tau[i]), rows.load_part(omega, k, omega.size - k)))
+        rows.store_part(rows.cosine(x), cos, i * pairs + by_index + k, omega.size - k)
+        rows.store_part(rows.sine(x), sin, i * pairs + by_index + k, omega.size - k)
+
+
 @team()
 def angles(worker, workers, position, tau, theta, omega, cos, sin):
     """cos, sin (N, len(theta) + len(omega)): of position · θ, then of τ · ω."""
-    n, pairs = cos.shape
-    by_index = theta.size
-    begin, end = share(worker, workers, n)
+    begin, end = share(worker, workers, cos.shape[0])
     for i in range(begin, end):
-        for k in range(0, by_index, 8):
-            x = rows.phase(simd.mul(simd.splat(np.float64(position[i])), rows.load_part(theta, k, by_index - k)))
-            rows.store_part(rows.cosine(x), cos, i * pairs + k, by_index - k)
-            rows.store_part(rows.sine(x), sin, i * pairs + k, by_index - k)
-        for k in range(0, omega.size, 8):
-            x = rows.phase(simd.mul(simd.splat(tau[i]), rows.load_part(omega, k, omega.size - k)))
-            rows.store_part(rows.cosine(x), cos, i * pairs + by_index + k, omega.size - k)
-            rows.store_part(rows.sine(x), sin, i * pairs + by_index + k, omega.size - k)
+        row_angles(position, tau, theta, omega, cos, sin, i)
+
+
+def theta_of(config: BlockConfig, by_time: int) -> Float64[ndarray, "P"]:
+    """θ of the pairs turned by position: all but the last `by_time`."""
+    by_index = np.arange(config.head_dim // 2 - by_time)
+    return config.rope_base ** (-2.0 * by_index / config.head_dim)
 
 
 def rope_angles(position, tau, omega, config: BlockConfig, cos, sin) -> None:
     """position (N,) int64, tau (N,) and omega float64: ω of the pairs turned by time, the last ones. cos, sin (N, D/2) float32 or float64."""
-    by_index = np.arange(config.head_dim // 2 - omega.size)
-    angles(position, tau, config.rope_base ** (-2.0 * by_index / config.head_dim), omega, cos, sin)
+    angles(position, tau, theta_of(config, omega.size), omega, cos, sin)
 
 
 @inner()

@@ -28,15 +28,21 @@ def phases(tau, omega, phi, k):
     return simd.sub(x, rows.only_lane(x, -k))
 
 
+@inner()
+def row_features(tau, omega, phi, y, i):
+    """Row i, from its own τ."""
+    e = omega.size
+    for k in range(0, e, 8):
+        line = rows.only_lane(simd.splat(omega[0] * tau + phi[0]), -k)
+        rows.store_part(simd.add(rows.sine(phases(tau, omega, phi, k)), line), y, i * e + k, e - k)
+
+
 @team()
 def time2vec_forward(worker, workers, tau, omega, phi, y):
     """y (N, E) of any storage; tau (N,), omega (E,) float64; phi (E,) float64 or float32."""
-    n, e = y.shape
-    begin, end = share(worker, workers, n)
+    begin, end = share(worker, workers, y.shape[0])
     for i in range(begin, end):
-        for k in range(0, e, 8):
-            line = rows.only_lane(simd.splat(omega[0] * tau[i] + phi[0]), -k)
-            rows.store_part(simd.add(rows.sine(phases(tau[i], omega, phi, k)), line), y, i * e + k, e - k)
+        row_features(tau[i], omega, phi, y, i)
 
 
 @team()
