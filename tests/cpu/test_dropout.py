@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from numpy import ndarray
 
 from tests.cpu.storages import STORAGES, assert_same_for_any_threads, empty, stored, values
@@ -29,6 +29,7 @@ def test_the_generator_one_word_at_a_time(counter: tuple[int, ...], key: tuple[i
 
 @pytest.mark.parametrize("dtype", STORAGES)
 @settings(max_examples=30)
+@example(n=9, half=40, drops=[Dropout(0.1, DropoutKey(1, 2), 1), Dropout(0.3, DropoutKey(1, 2), 3)], seed=0)
 @given(n=st.integers(0, 20), half=st.integers(1, 90), drops=st.lists(st.none() | DROPS, max_size=2), seed=WORD)
 def test_equals_the_oracle_bit_for_bit(dtype: FloatDType, n: int, half: int, drops: list[Dropout | None], seed: int) -> None:
     """The oracle in the type of arithmetic does the same operations in the same order."""
