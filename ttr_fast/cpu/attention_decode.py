@@ -70,7 +70,8 @@ def decode_kernel(spec: Spec) -> Any:
             for j in range(first, last + 1):
                 y[j] = u + f((moment - time[time_at + j]) * rate)
         chains(width, q, q_at, start, k, k_at, BLOCK, x, 0, columns)
-        add_bias(kind, terms, parameters, y, x, 1)
+        for j in range(0, BLOCK, lanes):
+            simd.store(add_bias(kind, terms, parameters, simd.load(x, j), simd.load(y, j)), x, j)
         for j in range(first):
             x[j] = unset
         for j in range(last + 1, BLOCK):
