@@ -47,12 +47,12 @@ class Case(NamedTuple):
 
 
 def case(kind: BiasKind, name: str, window: int, rows: int, length: int, seed: int, times: str = "unix", rope: RopeKind = "split",
-         gain: float = 1.0) -> Case:  # fmt: skip
-    """Two blocks; four heads that share two of keys and values, six features each; `gain` makes the scores larger."""
+         gain: float = 1.0, heads: tuple[int, int] = (4, 2)) -> Case:  # fmt: skip
+    """Two blocks; `heads` of queries and of keys and values; `gain` makes the scores larger."""
     rng = np.random.default_rng(seed)
     stretch = 1e6 if times == "centuries" else 1.0
     time = TimeConfig(origin=NOW if times == "unix" else 0, unit=600 * stretch, span=1e6 * stretch)
-    block = BlockConfig(24, 20, 4, 2, window=window, rope=rope, time_bias=kind, time2vec=seed % 2 == 0, float_dtype=FloatDType(name), table_knots=5,
+    block = BlockConfig(24, 20, *heads, window=window, rope=rope, time_bias=kind, time2vec=seed % 2 == 0, float_dtype=FloatDType(name), table_knots=5,
                         time=time)  # fmt: skip
     config = ModelConfig(37, 2, block, tied=seed % 3 != 0)
     params = named_tree_map(lambda leaf, a: a * a.dtype.type(gain) if leaf.endswith("w_qkv") else a, lively_model(config, seed))
@@ -110,11 +110,11 @@ def assert_same_bits(a: tuple[ndarray, ...], b: tuple[ndarray, ...]) -> None:
 @sizes
 @given(window=st.one_of(st.integers(1, 20), st.integers(50, 150)), rows=st.integers(1, 6), share=st.floats(0.2, 3.3),
        times=st.sampled_from(["unix", "float", "ties", "centuries"]), rope=st.sampled_from(ROPES), gain=st.sampled_from([1.0, 8.0]),
-       seed=seeds)  # fmt: skip
-def test_equals_the_windowed_forward_pass(kind, name, window, rows, share, times, rope, gain, seed) -> None:
+       heads=st.sampled_from([(4, 2), (3, 1), (1, 1)]), seed=seeds)  # fmt: skip
+def test_equals_the_windowed_forward_pass(kind, name, window, rows, share, times, rope, gain, heads, seed) -> None:
     """Every bit of z and logits, up to more than three turns of the ring, NaN in all slots that are free; large scores move references."""
     length = 1 + int(share * min(tiles_of(window) * 64, 130))
-    c = case(kind, name, window, rows, length, seed, times, rope, gain)
+    c = case(kind, name, window, rows, length, seed, times, rope, gain, heads)
     with threads(1 + seed % 2):
         assert_same_bits(decoded(c, spoil=True), forward(c))
 
@@ -133,9 +133,10 @@ def test_a_row_has_the_same_bits_whatever_stands_beside_it(rows: int, seed: int)
                 assert_same_bits(decoded(c.rows(which)), tuple(a[which] for a in together))
 
 
-def test_references_move() -> None:
-    """Scores beyond 2^60 above that of a query's own tile, alone with two threads, so that tiles are dealt out and the head is done again."""
-    c = case("none", "f32", 200, 1, 330, 4, gain=60.0)
+@pytest.mark.parametrize("heads", [(4, 2), (3, 1)])
+def test_references_move(heads: tuple[int, int]) -> None:
+    """Scores beyond 2^60 above that of a query's own tile. Two threads deal out the tiles of three heads, and do such a head again."""
+    c = case("none", "f32", 200, 1, 330, 4, gain=60.0, heads=heads)
     for count in (1, 2):
         with threads(count):
             assert_same_bits(decoded(c), forward(c))
