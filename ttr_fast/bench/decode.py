@@ -22,7 +22,7 @@ from ttr_fast.errors import UserError
 from ttr_fast.model import BackendName, load_backend
 from ttr_ref.config import BiasKind, BlockConfig, ModelConfig
 from ttr_ref.float_dtype import FloatDType
-from ttr_ref.model import ModelParams, compute_copy, model_init
+from ttr_ref.model import compute_copy, model_init
 
 PeerName = Literal["torch-plain", "numpy", "ours-at-window"]
 COMPARED_WINDOW = 24
@@ -129,7 +129,7 @@ def prepared(case: Case, name: BackendName) -> Prepared:
     """`position` tokens are decoded beforehand."""
     config, backend, coming = case.config, load_backend(name), events(case)
     params = model_init(config, case.seed)
-    logits_of = core_logits(params, config) if name == "cpu" else oracle_logits(params, config)
+    table = compute_copy(params, config).embedding
     state = backend.decode_start(params, config, case.batch, np.int64)
 
     def advance() -> ndarray:
@@ -140,27 +140,12 @@ def prepared(case: Case, name: BackendName) -> Prepared:
 
     for _ in range(case.position):
         advance()
-    return Prepared(lambda: logits_of(advance()), lambda logits: {"logits": logits})
 
+    def logits() -> ndarray:
+        z = advance()
+        return state.logits() if name == "cpu" else z @ table.T
 
-def core_logits(params: ModelParams, config: ModelConfig) -> Callable[[ndarray], ndarray]:
-    """From the weights in storage type, turned once: few rows read a matrix where it lies."""
-    linear, half, model, workspace = (importlib.import_module(f"ttr_fast.cpu.{name}") for name in ("linear", "half", "model", "workspace"))
-    w_vocab = np.ascontiguousarray(model.storage_copies(params, config).embedding.T)
-    lent, dtype = workspace.Workspace(), config.block.float_dtype
-
-    def logits(z: ndarray) -> ndarray:
-        y: ndarray = lent.array("logits", (z.shape[0], config.vocab_size), dtype.compute)
-        linear.linear_forward(half.as_bits(z.astype(dtype.storage)), w_vocab, y, workspace=lent)
-        return y
-
-    return logits
-
-
-def oracle_logits(params: ModelParams, config: ModelConfig) -> Callable[[ndarray], ndarray]:
-    """z Eᵀ."""
-    table = compute_copy(params, config).embedding
-    return lambda z: z @ table.T
+    return Prepared(logits, lambda last: {"logits": last})
 
 
 def with_torch(case: Case) -> Prepared:
