@@ -64,9 +64,11 @@ def padded_width(d: int) -> int:
 
 
 def filled_up(a: Shaped[ndarray, "B heads T D"]) -> Shaped[ndarray, "B heads T width"]:
-    """Zeros behind the features of each head."""
+    """Zeros behind the features of each head; the array itself where none are needed."""
     d = a.shape[-1]
-    return np.ascontiguousarray(np.pad(a, ((0, 0), (0, 0), (0, 0), (0, padded_width(d) - d))))
+    if padded_width(d) == d:
+        return np.ascontiguousarray(a)
+    return np.pad(a, ((0, 0), (0, 0), (0, 0), (0, padded_width(d) - d)))
 
 
 def scratch_of(
