@@ -25,5 +25,5 @@ def test_the_commands_exist() -> None:
     assert {m[1] for line in lines if (m := re.search(r"\bttr (\w+)", line))} == set(cli.COMMANDS)
     makefile = (Path(__file__).parents[2] / "Makefile").read_text()
     for line in lines:
-        if target := re.match(r"make (\w+)", line):
+        if target := re.match(r"make ([\w-]+)", line):
             assert re.search(rf"^{target[1]}:", makefile, re.MULTILINE)
