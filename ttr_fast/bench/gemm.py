@@ -143,7 +143,7 @@ class GemmOptions(common.Options):
         self.check()
         shapes = [(n, n, n) for n in self.size] + list(self.shape) or [(DEFAULT_SIZE,) * 3]
         for shape in shapes:
-            at_least("--shape" if shape in self.shape else "--size", shape, 1)
+            at_least("--shape" if shape in self.shape else "--size", shape if shape in self.shape else shape[0], 1)
         given_all({"--dtype": self.dtype})
         peers = chosen_peers(self.against, self.peer, ("torch",))
         if "numpy" in peers and set(self.dtype) != {"f32"}:

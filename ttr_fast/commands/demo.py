@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ttr_fast.commands.generate import print_events
-from ttr_fast.commands.options import ModelOptions, check_unused, describe, free_folder
+from ttr_fast.commands.options import ModelOptions, check_unused, describe, free_folder, loaded_backend
 from ttr_fast.commands.report import Row, save_plots, save_results, table
 from ttr_fast.data.event_csv import read_events
 from ttr_fast.data.flights import flights_path
@@ -19,7 +19,7 @@ from ttr_fast.errors import UserError
 from ttr_fast.generation.decode import continue_sequence
 from ttr_fast.generation.itinerary import time_text
 from ttr_fast.generation.sample import Event
-from ttr_fast.model import Backend, BackendName, load_backend
+from ttr_fast.model import Backend, BackendName
 from ttr_fast.training.baselines import bigram_nats, log_normal_baseline, majority_nats
 from ttr_fast.training.checkpoint import CheckpointConfig, Source, save_checkpoint
 from ttr_fast.training.evaluation import OrderResult, evaluate
@@ -78,7 +78,7 @@ class Command:
         say(f"Flights from New York in 2013: an event is a departure, its token the destination.\n  training on {describe(training)}")
         say(f"  held out: {describe(held_out)}")
         folder.mkdir(parents=True, exist_ok=True)
-        metrics, backend = MetricsFile(folder / "metrics.jsonl"), load_backend(self.backend)
+        metrics, backend = MetricsFile(folder / "metrics.jsonl"), loaded_backend(self.backend)
         results: dict[str, list[OrderResult]] = {}
         for name, with_time in (("without time", False), ("with time", True)):
             model = replace(MODEL, with_time=with_time).config(len(events.vocabulary), measured)

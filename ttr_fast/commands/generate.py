@@ -7,12 +7,13 @@ from typing import Annotated
 import msgspec
 import tyro
 
+from ttr_fast.commands.options import loaded_backend
 from ttr_fast.data.event_csv import read_events
 from ttr_fast.errors import UserError
 from ttr_fast.generation.decode import continue_sequence
 from ttr_fast.generation.itinerary import itinerary_line, time_text
 from ttr_fast.generation.sample import Event
-from ttr_fast.model import BackendName, load_backend
+from ttr_fast.model import BackendName
 from ttr_fast.training.checkpoint import load_checkpoint
 
 SHOWN_PAST = 3
@@ -65,7 +66,7 @@ class Command:
             raise UserError(f"{self.data}: column '{s.entity}' has no '{self.entity}'")
         tokens, times = events.sequence(events.entities.index(self.entity))
         decoded = continue_sequence(
-            load_backend(self.backend), params, saved.model, tokens, times, self.events, self.temperature, self.seed
+            loaded_backend(self.backend), params, saved.model, tokens, times, self.events, self.temperature, self.seed
         )
         tick = saved.model.block.time.tick_seconds
         past = [Event(k, t) for k, t in zip(tokens[-SHOWN_PAST:].tolist(), times[-SHOWN_PAST:].tolist(), strict=True)]

@@ -1,5 +1,6 @@
 """Options that several commands share, and the model that they describe."""
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -7,6 +8,7 @@ from typing import Literal
 from ttr_fast.data.sequences import EventSequences
 from ttr_fast.data.time_text import TimeUnit
 from ttr_fast.errors import UserError
+from ttr_fast.model import Backend, BackendName, load_backend
 from ttr_ref.config import BiasKind, BlockConfig, DropoutConfig, ModelConfig, RopeKind, TimeConfig, TimeHeadConfig, TimeHeadOrder
 from ttr_ref.float_dtype import FloatDType
 
@@ -70,6 +72,17 @@ class ModelOptions:
             return ModelConfig(vocab_size, self.layers, block, time_head=head)
         except ValueError as error:
             raise UserError(str(error)) from error
+
+
+def loaded_backend(name: BackendName) -> Backend:
+    """The backend; where its kernels have yet to be compiled, that is said, because nothing moves meanwhile."""
+    backend = load_backend(name)
+    if name == "cpu":
+        from ttr_fast.cpu.jit import nothing_is_compiled
+
+        if nothing_is_compiled():
+            print("compiling kernels for this machine as they are needed, once: the first steps take about half a minute", file=sys.stderr)
+    return backend
 
 
 def check_unused(folder: Path) -> Path:

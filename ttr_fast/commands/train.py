@@ -4,12 +4,12 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ttr_fast.commands.options import Columns, ModelOptions, check_unused, describe, free_folder
+from ttr_fast.commands.options import Columns, ModelOptions, check_unused, describe, free_folder, loaded_backend
 from ttr_fast.commands.report import Row, model_rows, save_plots, save_results, table
 from ttr_fast.data.event_csv import read_events
 from ttr_fast.data.measures import measured_time
 from ttr_fast.data.split import split_by_entity
-from ttr_fast.model import BackendName, load_backend
+from ttr_fast.model import BackendName
 from ttr_fast.training.baselines import bigram_nats, log_normal_baseline, majority_nats
 from ttr_fast.training.checkpoint import CheckpointConfig, Source, save_checkpoint
 from ttr_fast.training.evaluation import evaluate
@@ -60,7 +60,7 @@ class Command:
         config = self.model.config(len(events.vocabulary), time)
         print(f"training on {describe(training)}; held out: {describe(held_out)}", file=sys.stderr)
         folder.mkdir(parents=True, exist_ok=True)
-        backend, metrics = load_backend(self.backend), MetricsFile(folder / "metrics.jsonl")
+        backend, metrics = loaded_backend(self.backend), MetricsFile(folder / "metrics.jsonl")
         state = train(backend, training, held_out, config, self.train, metrics, "with time" if self.model.with_time else "without time")
         source = Source(c.entity, c.time, c.token, c.time_unit)
         save_checkpoint(folder / "checkpoint", state.params, CheckpointConfig(config, self.train, source, events.vocabulary, state.step))

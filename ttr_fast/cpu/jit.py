@@ -4,28 +4,35 @@ No fast-math flag at all: what is fused and in which order sums run is written d
 whichever kernel it passes through. `error_model="numpy"`: a division by zero is infinite, as in the oracle.
 
 Numba's own cache looks at the file of one function and keeps serving old code when a file that it calls changes (numba issue 1833), and it cannot
-find a function again that closes over another one. Here a folder is named by a hash of every source file of the package, so any change starts an
-empty folder, and a kernel made for one specification is told from its sisters by the words of that specification.
+find a function again that closes over another one. Here a folder is named by a hash of every source file of the kernels and of the oracle, whose
+constants they share, so any change starts an empty folder. A kernel made for one specification is told from its sisters by the words of that
+specification.
 """
 
 import functools
 import hashlib
 import os
+import signal
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from numba import njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
+import ttr_ref
+
 
 @functools.cache
 def sources_hash() -> str:
-    """SHA-256 over the names and contents of all source files of the kernels, short."""
+    """SHA-256 over the names and contents of all source files that kernels are made of, short."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for folder in (Path(__file__).parent, Path(ttr_ref.__file__).parent):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
@@ -45,11 +52,16 @@ def cache_folder() -> Path:
     raise OSError("no folder for compiled kernels can be written: set NUMBA_CACHE_DIR to one")
 
 
+def nothing_is_compiled() -> bool:
+    """Whether the folder is empty: this machine has not seen these sources."""
+    return not any(cache_folder().glob("*.nbi"))
+
+
 class KernelLocator(_CacheLocator):
     """Compiled kernels lie in cache_folder(), whose name already says from which sources."""
 
-    def __init__(self, py_func: Callable[..., Any]) -> None:
-        self.py_func = py_func
+    def __init__(self, py_func: Callable[..., Any], py_file: str) -> None:
+        self.py_func, self._py_file = py_func, py_file
 
     def get_cache_path(self) -> str:
         """The folder."""
@@ -66,7 +78,7 @@ class KernelLocator(_CacheLocator):
     @classmethod
     def from_function(cls, py_func: Callable[..., Any], py_file: str) -> "KernelLocator":
         """How Numba makes one."""
-        return cls(py_func)
+        return cls(py_func, py_file)
 
 
 class KernelCacheImpl(CompileResultCacheImpl):
@@ -88,11 +100,27 @@ class KernelCache(FunctionCache):
         return sig, codegen.magic_tuple(), self.variant
 
 
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until the end: raised inside one of LLVM's callbacks it is lost, and what is being compiled stays half made."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        signal.raise_signal(signal.SIGINT)
+
+
 def kernel(variant: object = "", **options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Compile a function when it is first called, for the types it is called with.
 
     variant: what a function made inside another one is specialised for; its words must tell it from its sisters.
-    options: those of numba.njit. Kernels for several threads are made by team.py.
+    options: those of numba.njit. Kernels for several threads are made by team.py, except where several parallel loops have to run within one call.
     """
 
     def compiled(function: Callable[..., Any]) -> Any:
@@ -103,6 +131,7 @@ def kernel(variant: object = "", **options: Any) -> Callable[[Callable[..., Any]
         dispatcher = njit(error_model="numpy", **options)(function)
         if dispatcher.__class__.__name__ == "CPUDispatcher":  # not under NUMBA_DISABLE_JIT
             dispatcher._cache = KernelCache(function, str(variant))
+            dispatcher.compile = interrupts_held()(dispatcher.compile)
         return dispatcher
 
     return compiled
