@@ -226,6 +226,36 @@ def test_keys_that_start_inside_a_group_of_four() -> None:
         assert worst_share(gradients[:3], expected[:3], (limits.dq, limits.dk, limits.dv)) <= 1
 
 
+def assert_within_limits(p: Problem) -> None:
+    """Forward and backward in float32 against the oracle."""
+    exact, eps = rounded_to(p, FloatDType.F32), float(np.finfo(np.float32).eps)
+    expected_o, expected_lse, expected_cache = ref.attention_forward(*exact.arguments)
+    o, lse, cache = forward(p, FloatDType.F32)
+    limits = attention_limits(exact, expected_cache, eps, from_reference=True, flushed=float(np.finfo(np.float32).tiny))
+    assert share(o, expected_o, 2 * limits.o) <= 1
+    assert share(lse, expected_lse, 2 * limits.lse) <= 1
+    gradients, expected = backward(p, FloatDType.F32, cache), ref.attention_backward(exact.do, exact.dlse, expected_cache)
+    assert worst_share(gradients, expected, (limits.dq, limits.dk, limits.dv, limits.dbias)) <= 1
+
+
+@pytest.mark.parametrize("length, windows", [(63, (62, 63)), (64, (63, 64)), (65, (64, 65)), (100, (64, 98, 99)), (128, (63, 64, 65, 126, 127, 128)),
+                                             (193, (64, 127, 128, 129, 191, 192))])  # fmt: skip
+def test_windows_that_end_beside_a_tile(length: int, windows: tuple[int, ...]) -> None:
+    """One key more or less makes a tile whole, or not."""
+    rng = np.random.default_rng(9)
+    for window in windows:
+        assert_within_limits(problem(rng, length, "none", window=window))
+
+
+@pytest.mark.parametrize("later", [1, 64, 70])
+def test_queries_after_the_last_key(later: int) -> None:
+    """Their first tile is not their own, and may be read whole."""
+    rng = np.random.default_rng(10)
+    p = problem(rng, 64, "none")
+    at = Timeline(p.at_q.document, p.at_q.position + later, p.at_q.time + 10**6)
+    assert_within_limits(p._replace(at_q=at))
+
+
 def check_one(name: str) -> None:
     """One problem over two tiles, forward and backward, within its limits: what processes for other CPUs run (test_guards.py)."""
     rng, dtype = np.random.default_rng(7), FloatDType(name)

@@ -235,7 +235,6 @@ def forward_kernel(spec: Spec) -> Any:
         values[:] = 0
         for i in range(BLOCK):
             ready[i], tops[i], sums[i], time[i] = 0, 0, 0, times[min(i, n_q - 1)]
-        all_ready = False
 
         last_tile = (first_k + n_keys - 1) // BLOCK
         lowest = max(first_k, p0 - window + 1) // BLOCK
@@ -254,7 +253,8 @@ def forward_kernel(spec: Spec) -> Any:
             keys = time_k[j0 - first_k : j0 - first_k + n]
             for j in range(n):
                 w[j] = f((moment - keys[j]) * rate)
-            if causal and all_ready and tile * BLOCK + BLOCK <= p0 and p0 + n_q - window <= j0:
+            # who reads all of a later tile has a reference from the first
+            if causal and step > 0 and tile * BLOCK + BLOCK <= p0 and p0 + n_q - window <= j0:
                 for i in range(BLOCK):
                     start[i] = -tops[i]
                 if whole_tile(k_tile, tile_at, n, width, packed, u, w, start, y, moved, weights, parameters):
@@ -270,9 +270,6 @@ def forward_kernel(spec: Spec) -> Any:
             exact = not causal or tile * BLOCK + BLOCK > p0 // BLOCK * BLOCK
             masked_tile(k_tile, tile_at, n, lo, hi, width, packed, exact, causal, time, keys, rate, u, w, y, start, ready, tops, moved, sums, weights,
                         values, parameters)  # fmt: skip
-            all_ready = True
-            for i in range(n_q):
-                all_ready &= ready[i] != 0
             if drops:
                 drop_weights(n, j0, p0, draw, factor, mask, weights)
             add_values(v_tile, tile_at, n, lo, hi, True, width, weights, values)
