@@ -14,6 +14,8 @@ from jaxtyping import install_import_hook
 
 # threads that wait sleep: tests share their cores with compilers, with each other and with whoever else is there
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# what two threads do is tested on one core too
+os.environ.setdefault("NUMBA_NUM_THREADS", "2")
 install_import_hook("ttr_ref", "beartype.beartype")
 
 # what Hypothesis remembers between runs, such as examples that failed, lies outside the checkout

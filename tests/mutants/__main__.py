@@ -55,7 +55,7 @@ def copy_of_repository(folder: Path) -> Path:
 def pytest_in(folder: Path, tests: tuple[str, ...], module: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run the tests there until one fails; `module` has a fault, and kernels of its own."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=short", "--no-header", "-p", "no:cacheprovider", "-p", "tests.mutants.likely_first"]
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2", "COLUMNS": "200"}
     if module:
         environment |= {MODULE: module, "NUMBA_CACHE_DIR": str(folder / CACHE)}
     return subprocess.run([*command, *tests], cwd=folder, env=environment, capture_output=True, text=True, timeout=LONGEST, check=False)
