@@ -18,6 +18,7 @@ from numpy import ndarray
 from ttr_fast.bench import case as common
 from ttr_fast.bench.case import OURS, Prepared, at_least, chosen_peers, given_all, stored_eps
 from ttr_fast.bench.events import NOW, gaps_between, time_config
+from ttr_fast.bench.network import NetworkSizes
 from ttr_fast.errors import UserError
 from ttr_fast.model import BackendName, load_backend
 from ttr_ref.config import BiasKind, BlockConfig, ModelConfig
@@ -31,7 +32,7 @@ DRAWN_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case(common.Case):
+class Case(NetworkSizes, common.Case):
     """B rows that have seen `position` tokens, a window of W, L blocks."""
 
     kind: ClassVar[str] = "decode"
@@ -39,11 +40,6 @@ class Case(common.Case):
     position: int
     window: int
     batch: int
-    embed_dim: int
-    hidden_dim: int
-    heads: int
-    layers: int
-    vocabulary: int
     bias: BiasKind
 
     @property
@@ -54,11 +50,6 @@ class Case(common.Case):
             float_dtype=FloatDType(self.dtype),
         )  # fmt: skip
         return ModelConfig(self.vocabulary, self.layers, block)
-
-    @property
-    def weights(self) -> int:
-        """Numbers in all matrices; the embedding is read for the logits."""
-        return self.layers * self.embed_dim * (4 * self.embed_dim + 3 * self.hidden_dim) + self.vocabulary * self.embed_dim
 
     @property
     def cached(self) -> int:
@@ -93,8 +84,7 @@ class Case(common.Case):
     @property
     def rest(self) -> str:
         """The network."""
-        sizes = f"E{self.embed_dim} F{self.hidden_dim} H{self.heads} L{self.layers} V{self.vocabulary}"
-        return f"{self.dtype} B{self.batch} W{self.window} {sizes} {self.bias}, {self.threads} threads"
+        return f"{self.dtype} B{self.batch} W{self.window} {self.network} {self.bias}, {self.threads} threads"
 
     def small(self) -> Self:
         """A few tokens through one block."""
@@ -163,7 +153,7 @@ SIDES: dict[str, Callable[[Case], Prepared]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeOptions(common.Options):
+class DecodeOptions(NetworkSizes, common.Options):
     """The time of one more token against PyTorch, or against ours with a shorter past. Positions, types, biases and peers are combined.
 
     Examples:
@@ -183,11 +173,6 @@ class DecodeOptions(common.Options):
     """Tokens decoded before anything is timed; not given: W."""
     batch: int = 1
     """Rows."""
-    embed_dim: int = 256
-    hidden_dim: int = 1024
-    heads: int = 8
-    layers: int = 4
-    vocabulary: int = 4096
     bias: tuple[BiasKind, ...] = ("log",)
     peer: tuple[PeerName, ...] = ()
     """What to compare with; not given: torch-plain."""
@@ -195,14 +180,14 @@ class DecodeOptions(common.Options):
     def comparisons(self) -> list[tuple[common.Case, str | None]]:
         """The product of all options."""
         self.check()
-        for name in ("window", "batch", "embed_dim", "hidden_dim", "heads", "layers", "vocabulary"):
-            at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
+        self.check_sizes()
+        at_least("--window", self.window, 1)
+        at_least("--batch", self.batch, 1)
         at_least("--position", self.position or (self.window,), 1)
         given_all({"--dtype": self.dtype, "--bias": self.bias})
         cases = [
             Case(
-                dtype=dtype, threads=threads, seed=self.seed, position=position, window=self.window, batch=self.batch, embed_dim=self.embed_dim,
-                hidden_dim=self.hidden_dim, heads=self.heads, layers=self.layers, vocabulary=self.vocabulary, bias=bias,
+                dtype=dtype, threads=threads, seed=self.seed, position=position, window=self.window, batch=self.batch, bias=bias, **self.sizes
             )
             for dtype, bias, threads, position in itertools.product(self.dtype, self.bias, self.threads, self.position or (self.window,))
         ]  # fmt: skip

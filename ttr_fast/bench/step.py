@@ -21,6 +21,7 @@ from numpy import ndarray
 from ttr_fast.bench import case as common
 from ttr_fast.bench.case import OURS, Prepared, at_least, chosen_peers, given_all, stored_eps
 from ttr_fast.bench.events import event_times, time_config
+from ttr_fast.bench.network import NetworkSizes
 from ttr_fast.errors import UserError
 from ttr_fast.model import BackendName, load_backend
 from ttr_ref.adamw import adamw_init
@@ -39,18 +40,13 @@ TRAIN = TrainConfig(schedule="constant", warmup=0, learning_rate=1e-4)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case(common.Case):
+class Case(NetworkSizes, common.Case):
     """B rows of T events through L blocks."""
 
     kind: ClassVar[str] = "step"
     axis: ClassVar[str] = "T"
     length: int
     batch: int
-    embed_dim: int
-    hidden_dim: int
-    heads: int
-    layers: int
-    vocabulary: int
     bias: BiasKind
     checkpointing: str = "none"
 
@@ -61,11 +57,6 @@ class Case(common.Case):
             self.embed_dim, self.hidden_dim, self.heads, time_bias=self.bias, time=time_config(self.length), float_dtype=FloatDType(self.dtype)
         )
         return ModelConfig(self.vocabulary, self.layers, block)
-
-    @property
-    def weights(self) -> int:
-        """Numbers in all matrices."""
-        return self.layers * self.embed_dim * (4 * self.embed_dim + 3 * self.hidden_dim) + self.vocabulary * self.embed_dim
 
     @property
     def flops(self) -> int:
@@ -97,8 +88,7 @@ class Case(common.Case):
     def rest(self) -> str:
         """The network."""
         kept = "" if self.checkpointing == "none" else f" checkpointing {self.checkpointing}"
-        sizes = f"E{self.embed_dim} F{self.hidden_dim} H{self.heads} L{self.layers} V{self.vocabulary}"
-        return f"{sizes} {self.bias}{kept}, {self.threads} threads"
+        return f"{self.network} {self.bias}{kept}, {self.threads} threads"
 
     def small(self) -> Self:
         """One row of a few events through one block."""
@@ -176,7 +166,7 @@ SIDES: dict[str, Callable[[Case], Prepared]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepOptions(common.Options):
+class StepOptions(NetworkSizes, common.Options):
     """Training steps against the same model in PyTorch. Lengths, types, biases, ways of checkpointing and peers are combined.
 
     Examples:
@@ -197,11 +187,6 @@ class StepOptions(common.Options):
     """Events of a row, T."""
     batch: int = 4
     """Rows."""
-    embed_dim: int = 256
-    hidden_dim: int = 1024
-    heads: int = 8
-    layers: int = 4
-    vocabulary: int = 4096
     bias: tuple[BiasKind, ...] = ("log",)
     checkpointing: tuple[str, ...] = ("none",)
     """none, block, or every:k: which activations are kept for backward, on both sides but for ours-none."""
@@ -216,13 +201,13 @@ class StepOptions(common.Options):
 
     def cases(self) -> list[Case]:
         """Raises UserError for a model that cannot be."""
-        for name in ("length", "batch", "embed_dim", "hidden_dim", "heads", "layers", "vocabulary"):
-            at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
+        self.check_sizes()
+        at_least("--length", self.length, 1)
+        at_least("--batch", self.batch, 1)
         given_all({"--dtype": self.dtype, "--bias": self.bias, "--checkpointing": self.checkpointing})
         cases = [
             Case(
-                dtype=dtype, threads=threads, seed=self.seed, length=length, batch=self.batch, embed_dim=self.embed_dim, hidden_dim=self.hidden_dim,
-                heads=self.heads, layers=self.layers, vocabulary=self.vocabulary, bias=bias, checkpointing=checkpointing,
+                dtype=dtype, threads=threads, seed=self.seed, length=length, batch=self.batch, bias=bias, checkpointing=checkpointing, **self.sizes
             )
             for dtype, bias, checkpointing, threads, length in itertools.product(
                 self.dtype, self.bias, self.checkpointing, self.threads, self.length

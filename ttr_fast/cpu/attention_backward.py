@@ -13,10 +13,9 @@ import numpy as np
 
 from ttr_fast.cpu import simd
 from ttr_fast.cpu.attention_dropout import LANES, THIRD, draw_by_query
-from ttr_fast.cpu.attention_forward import Spec, panel_turner, taken_as_it_is, taken_converted
+from ttr_fast.cpu.attention_forward import Spec, difference_storer, panel_turner, taken_as_it_is, taken_converted
 from ttr_fast.cpu.attention_tiles import BLOCK, MASK_STRIDE, score_gradients
 from ttr_fast.cpu.jit import inner
-from ttr_fast.cpu.rows import store_part
 from ttr_fast.cpu.team import team
 from ttr_fast.cpu.tiles import multiply
 from ttr_fast.cpu.time_bias import LOG2E, SHIFTS, sums_size
@@ -28,7 +27,7 @@ def backward_kernels(spec: Spec) -> tuple[Any, Any]:
     kind, terms, shift = spec.kind, spec.terms, SHIFTS[spec.kind]
     f, lanes, drops = spec.compute, spec.lanes, spec.drops
     take = taken_as_it_is(spec) if spec.dtype == f.__name__ else taken_converted(spec)
-    turn_panel = panel_turner(spec)
+    turn_panel, store_differences = panel_turner(spec), difference_storer(spec)
     collected = sums_size(kind, terms, lanes)
 
     @inner(spec)
@@ -115,12 +114,20 @@ def backward_kernels(spec: Spec) -> tuple[Any, Any]:
         for i in range(times.size):
             if own or not causal:
                 for j in range(0, BLOCK, 8):
-                    delta = simd.sub(simd.splat(times[i]), simd.load(keys, j))
-                    delta = simd.vmax(delta, simd.splat(0.0) if causal else simd.sub(simd.splat(0.0), delta))
-                    store_part(simd.add(simd.mul(delta, simd.splat(rate)), simd.splat(float(shift))), y, i * BLOCK + j, 8)
+                    store_differences(simd.sub(simd.splat(times[i]), simd.load(keys, j)), rate, causal, y, i * BLOCK + j)
             else:
                 for j in range(0, BLOCK, lanes):
                     simd.store(simd.add(simd.splat(u[i]), simd.load(w, j)), y, i * BLOCK + j)
+
+    @inner(spec)
+    def pack_keys(k, v, k_at, n, width, scale, keys, spare, kt, vt, ks, key_times):
+        """Keys and values of a tile as `weigh_block` and the product for dQ take them, and the times of its lanes."""
+        turn_panel(k, k_at, n, width, scale * f(LOG2E), spare, kt)
+        turn_panel(v, k_at, n, width, f(1), spare, vt)
+        for x in range(0, n * width, lanes):
+            simd.store(simd.mul(simd.load(k, k_at + x), simd.splat(scale)), ks, x)
+        for j in range(BLOCK):
+            key_times[j] = keys[min(j, n - 1)]
 
     @inner(spec)
     def one_tile(q, k, v, do, lse, delta, dq, dk, dv, k_start, row_start, stride, heads, table, time_q, time_k, tile, causal, window, scale,
@@ -140,14 +147,9 @@ def backward_kernels(spec: Spec) -> tuple[Any, Any]:
         minus_lse, minus_delta, u, w = vectors[0], vectors[1], vectors[2], vectors[3]
         lo, hi, first, last = limits[0], limits[1], limits[2], limits[3]
         keys = time_k[j0 - first_k : j0 - first_k + n]
-        turn_panel(k, k_at, n, width, scale * f(LOG2E), q_panel, kt)
-        turn_panel(v, k_at, n, width, f(1), q_panel, vt)
-        for x in range(0, n * width, lanes):
-            simd.store(simd.mul(simd.load(k, k_at + x), simd.splat(scale)), ks, x)
+        pack_keys(k, v, k_at, n, width, scale, keys, q_panel, kt, vt, ks, key_times)
         tile_dk[: n * width] = f(0)
         tile_dv[: n * width] = f(0)
-        for j in range(BLOCK):
-            key_times[j] = keys[min(j, n - 1)]
         k_spoiled, v_spoiled = has_no_number(ks, 0, n * width), has_no_number(vt, 0, width * BLOCK)
         begin = max(first_q, j0) if causal else first_q
         end = min(first_q + n_all - 1, j0 + n - 1 + window - 1)

@@ -90,23 +90,27 @@ def panel_turner(spec: Spec) -> Any:
     return turn_panel
 
 
+def difference_storer(spec: Spec) -> Any:
+    """How a kernel stores y of eight differences of times, formed in float64: see time_bias.py."""
+    shift = float(SHIFTS[spec.kind])
+
+    @inner(spec)
+    def store_differences(delta, rate, causal, y, at):
+        size = simd.vmax(delta, simd.splat(0.0) if causal else simd.sub(simd.splat(0.0), delta))
+        store_part(simd.add(simd.mul(size, simd.splat(rate)), simd.splat(shift)), y, at, 8)
+
+    return store_differences
+
+
 @functools.cache
 def forward_kernel(spec: Spec) -> Any:
     """The forward pass for one specification: called with arrays and filled buffers, see attention_forward."""
     kind, terms, shift = spec.kind, spec.terms, SHIFTS[spec.kind]
     f, lanes, drops = spec.compute, spec.lanes, spec.drops
     take = taken_as_it_is(spec) if spec.dtype == f.__name__ else taken_converted(spec)
-    turn_panel = panel_turner(spec)
+    turn_panel, store_differences = panel_turner(spec), difference_storer(spec)
     highest = f(60.0)
     unset = f(-np.inf)
-
-    @inner(spec)
-    def exact_differences(time, key, column, rate, causal, y):
-        """y from differences in float64, for one key and a vector of queries."""
-        for i in range(column, column + lanes, 8):
-            delta = simd.sub(simd.load(time, i), simd.splat(key))
-            delta = simd.vmax(delta, simd.splat(0.0) if causal else simd.sub(simd.splat(0.0), delta))
-            store_part(simd.add(simd.mul(delta, simd.splat(rate)), simd.splat(float(shift))), y, i, 8)
 
     @inner(spec)
     def keys_read(lo, hi, column, n):
@@ -146,7 +150,8 @@ def forward_kernel(spec: Spec) -> Any:
             top = simd.splat(unset)
             for j in range(first, end):
                 if exact:
-                    exact_differences(time, keys[j], c, rate, causal, y)
+                    for i in range(c, c + lanes, 8):
+                        store_differences(simd.sub(simd.load(time, i), simd.splat(keys[j])), rate, causal, y, i)
                 else:
                     simd.store(simd.add(simd.load(u, c), simd.splat(w[j])), y, c)
                 x = add_bias(kind, terms, parameters, simd.load(weights, j * BLOCK + c), simd.load(y, c))

@@ -8,8 +8,7 @@ import numpy as np
 
 from ttr_fast.cpu import rows, simd
 from ttr_fast.cpu.team import share, team
-
-LOG2E = 1 / np.log(2)
+from ttr_fast.cpu.time_bias import LOG2E
 
 
 @team()

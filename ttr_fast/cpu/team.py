@@ -30,7 +30,7 @@ from ttr_fast.cpu.jit import inner, kernel
 
 ADDRESS = ir.IntType(64)
 WORTH_A_WORKER = 1 << 15
-"""Bytes of the largest argument for each worker after the first: waking one takes as long as going through them."""
+"""Bytes of the largest argument for each worker after the first: with fewer, one pass through them is over sooner than two halves are dealt out."""
 ENTRY = ir.FunctionType(ir.VoidType(), [ADDRESS] * 3)
 
 
