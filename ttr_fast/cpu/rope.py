@@ -1,8 +1,8 @@
 """Rotary embedding on the CPU; the mathematics is in ttr_ref/rope.py.
 
 One pass takes the rows of the projection, features of one head after the other, and writes what attention reads: an axis of heads before that of
-places, head widths filled up with zeros to a multiple of 16. Angles are formed once for all layers that share ω, in float64, with the oracle's own
-roundings; their cosine and sine (N, D/2) are kept in the type of arithmetic. Backward does the same in the other direction.
+places, head widths filled up with zeros to a multiple of 16. Angles are formed in float64, with the oracle's own roundings; their cosine and sine
+(N, D/2) are kept in the type of arithmetic. Backward does the same in the other direction.
 """
 
 import numpy as np

@@ -94,10 +94,10 @@ def feed_forward(x: ndarray, params: FeedForwardGegluParams, norm: NormedInput, 
 def feed_forward_backward(
     df: ndarray, params: FeedForwardGegluParams, grads: FeedForwardGegluParams, cache: FeedForwardCache, dnormed: ndarray, workspace: Workspace
 ) -> None:
-    """dnormed from df, the gradient of act @ w_out."""
+    """dnormed from df, the gradient of act @ w_out. The hidden features give their place to their gradient."""
     n, f = df.shape[0], params.w_out.shape[0]
     linear_backward_weight(cache.act, df, grads.w_out, workspace=workspace)
-    dact, dhidden = workspace.array("dact", (n, f), df.dtype), workspace.array("dhidden", (n, 2 * f), df.dtype)
+    dact, dhidden = workspace.array("dact", (n, f), df.dtype), cache.hidden
     linear_backward_input(df, params.w_out, dact, workspace=workspace)
     geglu_backward(dact, cache.hidden, dhidden)
     linear_backward_weight(cache.norm.normed, dhidden, grads.w_in, workspace=workspace)
@@ -156,8 +156,7 @@ def transformer_block_backward(
         dnormed, dy, places.tau, params.norm_feed_forward, cache.feed_forward.norm, dy, grads.norm_feed_forward, None, workspace
     )
     multi_head_attention_backward(through(after_attention), grads.attention, places, cache.attention, dnormed, workspace)
-    time2vec = None if params.time2vec is None else params.time2vec
-    normed_with_time_backward(dnormed, dy, places.tau, params.norm_attention, cache.input, dy, grads.norm_attention, time2vec, workspace)
+    normed_with_time_backward(dnormed, dy, places.tau, params.norm_attention, cache.input, dy, grads.norm_attention, params.time2vec, workspace)
     if grads.time2vec is not None:
         both = workspace.array("time2vec.gradients", (2, dy.shape[1]), np.float64)
         grads.time2vec.omega[...], grads.time2vec.phi[...] = both
