@@ -98,8 +98,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_it_refuses(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """One sentence, before any process is started."""
+def test_what_it_refuses(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence, before any process is started, so PyTorch need not be there."""
+    monkeypatch.setattr("ttr_fast.bench.case.torch_is_installed", lambda: True)
     arguments, sentence = REFUSED[name]
     with pytest.raises(UserError) as caught:
         cli.run(["bench", *arguments])
