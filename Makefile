@@ -19,8 +19,9 @@ help:  ## show this list
 demo: .venv/.core  ## train a small model on the flights that come along, and show what it learned
 	@$(BIN)/ttr demo $(ARGS)
 
+# Most of its time goes into compiling kernels, which one process does on one core.
 test: .venv/.extra-test  ## run the test suite
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 peers: .venv/.torch-$(TORCH) .venv/.extra-test .venv/.extra-peers  ## compare with PyTorch
 	@$(BIN)/python -m pytest tests/peers $(ARGS)
