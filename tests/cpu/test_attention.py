@@ -247,6 +247,24 @@ def test_windows_that_end_beside_a_tile(length: int, windows: tuple[int, ...]) -
         assert_within_limits(problem(rng, length, "none", window=window))
 
 
+@pytest.mark.parametrize("start", [3, 8, 61])
+def test_queries_that_start_inside_a_tile(start: int) -> None:
+    """The first query of a key then stands anywhere in a group of eight."""
+    p = problem(np.random.default_rng(11), 100, "none")
+    assert_within_limits(p._replace(q=p.q[:, :, start:], do=p.do[:, :, start:], at_q=p.at_q.places(slice(None), slice(start, None))))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_times_in_seconds_with_fractions_keep_their_differences(causal: bool) -> None:
+    """A quarter of a second is lost in float32 beside 1.7e9, and so is its bias."""
+    rng = np.random.default_rng(12)
+    p = problem(rng, 100, "linear")
+    times = NOW + 0.25 * np.arange(100)[None]
+    at = timeline_from_lengths(times, np.array([100]))
+    p = p._replace(at_q=at, at_k=at, causal=causal, time=TimeConfig(unit=0.5))
+    assert_within_limits(p)
+
+
 @pytest.mark.parametrize("later", [1, 64, 70])
 def test_queries_after_the_last_key(later: int) -> None:
     """Their first tile is not their own, and may be read whole."""
