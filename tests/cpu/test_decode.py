@@ -4,6 +4,7 @@ import tracemalloc
 from dataclasses import replace
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -13,7 +14,7 @@ from tests.cpu.storages import threads
 from tests.ref.bounds import reordered_share, sensitivity
 from tests.ref.cases import NOW, ROPES, lively_model, rising_times, seeds
 from ttr_fast.cpu.decode import CpuDecoder
-from ttr_fast.cpu.half import as_storage
+from ttr_fast.cpu.half import as_bits, as_storage
 from ttr_fast.cpu.kv_ring import tiles_of
 from ttr_fast.cpu.linear import matmul
 from ttr_fast.cpu.model import CpuModel, storage_copies
@@ -92,11 +93,13 @@ def spoil_free_slots(decoder: CpuDecoder, n: int) -> None:
     held = np.array([s % slots for s in range(max(n - decoder.window + 1, 0), n)], np.int64)
     free = np.setdiff1d(np.arange(slots), held)
     for block in decoder.blocks:
-        for a, axis in ((block.ring.k, 4), (block.ring.v, 3)):
-            kind = as_storage(a).dtype
-            nan = np.array(np.nan, kind).view(a.dtype)
-            rows_of = np.moveaxis(a, axis, 3)  # a view (B, G, tiles, 64, width)
-            rows_of[:, :, free // 64, free % 64] = nan
+        k, v = block.ring
+        if k.dtype == np.uint32:  # two numbers in a word: of one token's key, of two tokens' values
+            keys, values = (a.view(np.uint16).reshape(*a.shape, 2) for a in (k, v))
+            keys[:, :, free // 64, :, free % 64] = values[:, :, free // 64, free % 64 // 2, :, free % 2] = as_bits(np.array(np.nan, ml_dtypes.bfloat16))
+            continue
+        nan = np.array(np.nan, as_storage(k).dtype).view(k.dtype)
+        k[:, :, free // 64, :, free % 64] = v[:, :, free // 64, free % 64] = nan
     decoder.past.time[:, np.setdiff1d(free, n // 64 * 64 % slots)] = np.nan
 
 
@@ -133,10 +136,10 @@ def test_a_row_has_the_same_bits_whatever_stands_beside_it(rows: int, seed: int)
                 assert_same_bits(decoded(c.rows(which)), tuple(a[which] for a in together))
 
 
-@pytest.mark.parametrize("heads", [(4, 2), (3, 1)])
-def test_references_move(heads: tuple[int, int]) -> None:
+@pytest.mark.parametrize("heads, name", [((4, 2), "f32"), ((3, 1), "f32"), ((4, 2), "bf16")])
+def test_references_move(heads: tuple[int, int], name: str) -> None:
     """Scores beyond 2^60 above that of a query's own tile. Two threads deal out the tiles of three heads, and do such a head again."""
-    c = case("none", "f32", 200, 1, 330, 4, gain=60.0, heads=heads)
+    c = case("none", name, 200, 1, 330, 4, gain=60.0, heads=heads)
     for count in (1, 2):
         with threads(count):
             assert_same_bits(decoded(c), forward(c))

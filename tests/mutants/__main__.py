@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 import pytest
 
+from ttr_fast.cpu.panels import PAIRS
+
 from .faults import CPU, ORACLE, Fault, Target, with_fault
 from .likely_first import DURATIONS, MODULE
 
@@ -124,7 +126,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="list the faults and why one would make them")
     options = parser.parse_args()
     target = CPU if options.cpu else ORACLE
-    faults = [fault for fault in target.faults if options.k in fault.name or options.k in fault.file]
+    faults = [fault for fault in target.faults if (options.k in fault.name or options.k in fault.file) and (PAIRS or not fault.pairs)]
     if not faults or options.jobs < 1:
         parser.error(f"no fault is called {options.k}" if not faults else f"--jobs must be at least 1, got {options.jobs}")
     if options.list:

@@ -29,6 +29,9 @@ class Fault(NamedTuple):
     test: str = ""
     """The one test that has to catch it, where all of them would take too long to compile; else any may."""
 
+    pairs: bool = False
+    """Whether it shows only where bf16 is multiplied in pairs (AVX512-BF16)."""
+
     @property
     def module(self) -> str:
         """The module it is in."""

@@ -61,13 +61,15 @@ def bias_size(params: TimeBias, b: ndarray) -> ndarray:
 
 
 def attention_limits(
-    p: Problem, cache: AttentionCache, eps: float = EPS, from_reference: bool = False, stored: float = 0.0, flushed: float = 0.0
-) -> AttentionLimits:
+    p: Problem, cache: AttentionCache, eps: float = EPS, from_reference: bool = False, stored: float = 0.0, flushed: float = 0.0,
+    factors: float = 0.0
+) -> AttentionLimits:  # fmt: skip
     """Limits of one computation of `p`, from the probabilities in `cache`; two computations may differ by twice as much.
 
     from_reference: each score's sum starts at minus the row's reference, so that all its D roundings are of that size too, and `log` rounds 1 + Δ/c
     before it takes the logarithm, which moves the bias by a few eps of s. stored: eps of the type in which O is kept, also for backward's dO · O.
-    flushed: the weight below which a weight is 0.
+    flushed: the weight below which a weight is 0. factors: eps of the type to which weights and the gradients of scores are rounded before they are
+    multiplied; products of it take numbers below `flushed` for 0, and sums too.
 
     A score is a sum of D products and a bias of a few roundings; what is exponentiated is a difference of scores, rounded to their size.
     An error ε of the exponents is a relative error of 2ε of the probabilities; the sum over T_k keys and an online softmax add 3 roundings a key.
@@ -83,6 +85,8 @@ def attention_limits(
         if isinstance(p.bias, LogBias):
             exponent = exponent + 4 * softplus(p.bias.a)[:, None, None]
     exponent = exponent.max(-1, keepdims=True, initial=0) * eps
+    tiny = flushed if factors else 0.0
+    exponent = exponent + scale * lost_in_products(tiny, q, k).max(-1, keepdims=True, initial=0)
     r = 2 * exponent + (3 * keys + 10) * eps
     dropped = prob * mask
     o_size = dropped @ np.abs(v)
@@ -96,9 +100,12 @@ def attention_limits(
     lost = flushed * read * (1 + mask)
     rounded = stored * prob * (np.abs(p.do) * o_size).sum(-1, keepdims=True)
     rounded = rounded + lost * (np.abs(p.do) @ np.abs(v).swapaxes(-1, -2) + (np.abs(p.do) * o_size).sum(-1, keepdims=True) + dlse)
-    dq = (g * per_entry + rounded) @ np.abs(k) * scale
-    dk = (g * (per_entry + q.shape[2] * eps) + rounded).swapaxes(-1, -2) @ np.abs(q) * scale
-    dv = (dropped * (r + (q.shape[2] + 4) * eps) + lost).swapaxes(-1, -2) @ np.abs(p.do)
+    rounded = rounded + prob * mask * lost_in_products(tiny, p.do, v)
+    dq = ((g * (per_entry + factors / 2) + rounded) @ np.abs(k) + lost_in_products(tiny, g, k.swapaxes(-1, -2))) * scale
+    dk = (g * (per_entry + q.shape[2] * eps + factors / 2) + rounded).swapaxes(-1, -2) @ np.abs(q) * scale
+    dk = dk + lost_in_products(tiny, g.swapaxes(-1, -2), q.swapaxes(-1, -2)) * scale
+    dv = (dropped * (r + (q.shape[2] + 4) * eps + factors / 2) + lost).swapaxes(-1, -2) @ np.abs(p.do)
+    dv = dv + lost_in_products(tiny, dropped.swapaxes(-1, -2), p.do.swapaxes(-1, -2))
     pairs = q.shape[0] * q.shape[2] * keys
     dbias = bias_gradient_size(g * (per_entry + (pairs + 20) * eps) + rounded, bias_cache)
     if isinstance(p.bias, (ExpBias, TableBias)):  # coefficients off by a few eps of 1, not of themselves
@@ -108,7 +115,12 @@ def attention_limits(
     def summed(x: ndarray) -> ndarray:
         return x.reshape(x.shape[0], groups, -1, *x.shape[2:]).sum(2)
 
-    return AttentionLimits((r + stored) * o_size + lost @ np.abs(v), lse, dq, summed(dk), summed(dv), dbias)
+    return AttentionLimits((r + (stored + factors) / 2) * o_size + lost @ np.abs(v), lse, dq, summed(dk), summed(dv), dbias)
+
+
+def lost_in_products(tiny: float, a: ndarray, b: ndarray) -> Any:
+    """How far a · bᵀ moves where factors and sums below `tiny` are taken for 0."""
+    return tiny * (np.abs(a).sum(-1)[..., :, None] + np.abs(b).sum(-1)[..., None, :] + 2 * a.shape[-1]) if tiny else np.zeros((1, 1))
 
 
 def bias_gradient_size(g: ndarray, bias_cache: Any) -> TimeBias:

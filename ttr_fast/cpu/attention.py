@@ -11,7 +11,8 @@ from numba import get_num_threads
 from numpy import ndarray
 
 from ttr_fast.cpu.attention_backward import backward_kernels
-from ttr_fast.cpu.attention_forward import Spec, forward_kernel
+from ttr_fast.cpu.attention_forward import forward_kernel
+from ttr_fast.cpu.attention_operands import Spec
 from ttr_fast.cpu.attention_plan import Documents, documents_of, tiles_of, work_items
 from ttr_fast.cpu.attention_tiles import BLOCK, MASK_STRIDE
 from ttr_fast.cpu.time_bias import LOG2E, bias_gradient, bias_table, sums_size
@@ -23,6 +24,8 @@ from ttr_ref.timeline import Timeline
 
 PADDED_TO = 16
 """Head widths are filled up with zeros to a multiple of this."""
+APART = 144
+"""Items between two panels: at the same place of two pages a load waits for a store, and so would whole panels."""
 NO_WINDOW = np.iinfo(np.int64).max // 4
 
 
@@ -77,7 +80,7 @@ def scratch_of(
     """For each thread that many (BLOCK, width) panels, tiles, vectors of BLOCK numbers and of BLOCK integers, and BLOCK times."""
     workers, (panels, squares, vectors, limits) = get_num_threads(), counts
     return (
-        workspace.array("attention.panels", (workers, panels, BLOCK * width), dtype),
+        workspace.array("attention.panels", (workers, panels, BLOCK * width + APART), dtype),
         workspace.array("attention.squares", (workers, squares, (BLOCK + 4) * BLOCK), dtype),
         workspace.array("attention.vectors", (workers, vectors, BLOCK), dtype),
         workspace.array("attention.limits", (workers, limits, BLOCK), np.int64),
@@ -101,7 +104,7 @@ def attend(cache: AttentionCache, workspace: Workspace) -> None:
     forward_kernel(spec)(
         q.reshape(-1), k.reshape(-1), v.reshape(-1), o.reshape(-1), lse.reshape(-1), (heads, groups, t_q, t_k, width), documents.table,
         documents.time_q, documents.time_k, plan.items, plan.causal, plan.window, compute.type(LOG2E / np.sqrt(d)), table.rate,
-        table.parameters.astype(compute), *drawing(drop, compute), scratch_of(workspace, compute, width, (4, 2, 7, 3))
+        table.parameters.astype(compute), *drawing(drop, compute), scratch_of(workspace, compute, width, (4, 3, 7, 3))
     )  # fmt: skip
 
 
@@ -121,7 +124,7 @@ def attend_backward(
     lanes = 64 // dtype.itemsize
     collected = sums_size(table.kind, table.terms, lanes)
     partial = workspace.zeros("attention.partial", (int(plan.first_tile[-1]), heads, max(collected // lanes, 1)), np.float64)
-    panels, squares, vectors, limits, moments = scratch_of(workspace, dtype, width, (7, 3, 4, 4))
+    panels, squares, vectors, limits, moments = scratch_of(workspace, dtype, width, (7, 6, 4, 4))
     sums = workspace.array("attention.sums", (panels.shape[0], collected), dtype)
     masks = workspace.array("attention.masks", (panels.shape[0], BLOCK * MASK_STRIDE), dtype)
     for a in (dq, dk, dv):

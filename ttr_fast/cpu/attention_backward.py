@@ -13,11 +13,11 @@ import numpy as np
 
 from ttr_fast.cpu import simd
 from ttr_fast.cpu.attention_dropout import LANES, THIRD, draw_by_query
-from ttr_fast.cpu.attention_forward import Spec, difference_storer, panel_turner, taken_as_it_is, taken_converted
-from ttr_fast.cpu.attention_tiles import BLOCK, MASK_STRIDE, score_gradients
+from ttr_fast.cpu.attention_operands import Spec, difference_storer, number_checker, panel_turner, panel_viewer, taker
+from ttr_fast.cpu.attention_products import products_adder
+from ttr_fast.cpu.attention_tiles import BLOCK, MASK_STRIDE, raw_scores, score_gradients
 from ttr_fast.cpu.jit import inner
 from ttr_fast.cpu.team import team
-from ttr_fast.cpu.tiles import multiply
 from ttr_fast.cpu.time_bias import LOG2E, SHIFTS, sums_size
 
 
@@ -26,9 +26,9 @@ def backward_kernels(spec: Spec) -> tuple[Any, Any]:
     """The two steps of the backward pass for one specification: called with arrays and filled buffers, see attention.attend_backward."""
     kind, terms, shift = spec.kind, spec.terms, SHIFTS[spec.kind]
     f, lanes, drops = spec.compute, spec.lanes, spec.drops
-    take = taken_as_it_is(spec) if spec.dtype == f.__name__ else taken_converted(spec)
-    turn_panel, store_differences = panel_turner(spec), difference_storer(spec)
-    collected = sums_size(kind, terms, lanes)
+    take, seen, turn_panel, store_differences = taker(spec), panel_viewer(spec), panel_turner(spec), difference_storer(spec)
+    (prepare_keys, add_products), has_no_number, held = products_adder(spec), number_checker(spec), spec.held
+    collected, bracket = sums_size(kind, terms, lanes), "none" if drops else "rows"
 
     @inner(spec)
     def brackets(o, do, dlse, delta, first, last, width):
@@ -40,66 +40,35 @@ def backward_kernels(spec: Spec) -> tuple[Any, Any]:
             delta[i] = simd.total(total) - dlse[i]
 
     @inner(spec)
-    def has_no_number(a, first, last):
-        spoiled = False
-        for i in range(first, last):
-            spoiled |= not abs(a[i]) < np.inf
-        return spoiled
+    def form_scores(q, do, at, steps, first, end, count, kt, vt, scale, minus_lse, minus_delta, column, p, ds):
+        """S − LSE and dP − D of rows first … end − 1 and a vector of keys, or four where `count` is."""
+        one = f(1)
+        for i in range(first, end - 3, 4):
+            x, to = at + i * steps, i * BLOCK + column
+            if count == 4:
+                raw_scores(q, x, kt, minus_lse, i, "rows", scale, column, steps, p, to, 4, 4)
+                raw_scores(do, x, vt, minus_delta, i, bracket, one, column, steps, ds, to, 4, 4)
+            else:
+                raw_scores(q, x, kt, minus_lse, i, "rows", scale, column, steps, p, to, 4, 1)
+                raw_scores(do, x, vt, minus_delta, i, bracket, one, column, steps, ds, to, 4, 1)
+        for i in range(end - (end - first) % 4, end):
+            x, to = at + i * steps, i * BLOCK + column
+            raw_scores(q, x, kt, minus_lse, i, "rows", scale, column, steps, p, to, 1, 1)
+            raw_scores(do, x, vt, minus_delta, i, bracket, one, column, steps, ds, to, 1, 1)
 
     @inner(spec)
-    def add_product(n, rows, left, left_row, left_step, right, right_at, out, out_at, lo, hi, masked, by_row, width):
-        """out[r] += Σ_s left[r, s] right[s] for `rows` rows and s < n.
-
-        masked: row r takes s in lo[r] … hi[r], whose bounds grow with r; what lies between these bounds for one of 8 rows holds zeros for the others.
-        by_row: nothing outside a row's own bounds is touched.
-        """
-        if by_row:
-            for r in range(rows):
-                first, last = max(lo[r], 0), min(hi[r], n - 1)
-                if first <= last:
-                    count, at, to, values = last - first + 1, r * left_row + first * left_step, out_at + r * width, right_at + first * width
-                    for d in range(0, width, lanes):
-                        multiply(count, left, at, left_row, left_step, right, values + d, width, out, to + d, width, 1, 1)
-            return
-        whole = rows // 8 * 8
-        for r in range(0, whole, 8):
-            first, end = (max(lo[r], 0), min(hi[r + 7] + 1, n)) if masked else (0, n)
-            at, to, values = r * left_row + first * left_step, out_at + r * width, right_at + first * width
-            for d in range(0, width if first < end else 0, lanes):
-                multiply(end - first, left, at, left_row, left_step, right, values + d, width, out, to + d, width, 8, 1)
-        for r in range(whole, rows):
-            first, end = (max(lo[r], 0), min(hi[r] + 1, n)) if masked else (0, n)
-            at, to, values = r * left_row + first * left_step, out_at + r * width, right_at + first * width
-            for d in range(0, width if first < end else 0, lanes):
-                multiply(end - first, left, at, left_row, left_step, right, values + d, width, out, to + d, width, 1, 1)
-
-    @inner(spec)
-    def weigh_block(q, do, at, rows, n, kt, vt, minus_lse, minus_delta, u, w, y, lo, hi, first, masked, par, mask, skipped, p, ds, sums,
-                    width):  # fmt: skip
+    def weigh_block(q, do, at, rows, n, kt, vt, scale, minus_lse, minus_delta, u, w, y, lo, hi, first, masked, par, mask, skipped, p, ds, sums,
+                    steps):  # fmt: skip
         """P and dS of `rows` queries and n keys, of which key j is read from query first[j] on."""
+        if not masked:
+            for j in range(0, BLOCK, 4 * lanes):
+                form_scores(q, do, at, steps, 0, rows, 4, kt, vt, scale, minus_lse, minus_delta, j, p, ds)
+                score_gradients(kind, terms, False, drops, 0, rows, j, minus_delta, u, w, y, lo, hi, par, mask, skipped, p, ds, sums, 4)
+            return
         for j in range(0, n, lanes):
-            if not masked:
-                for i in range(0, rows, 8):
-                    x = at + i * width
-                    score_gradients(
-                        kind, terms, False, drops, q, do, x, width, kt, vt, j, minus_lse, minus_delta, i, u, w, y, lo, hi, par, mask, skipped,
-                        p, ds, sums, 8
-                    )  # fmt: skip
-                continue
-            whole = rows // 8 * 8
             begin = min(first[j], rows) // 8 * 8
-            for i in range(begin, whole, 8):
-                x = at + i * width
-                score_gradients(
-                    kind, terms, True, drops, q, do, x, width, kt, vt, j, minus_lse, minus_delta, i, u, w, y, lo, hi, par, mask, skipped,
-                    p, ds, sums, 8
-                )  # fmt: skip
-            for i in range(whole, rows):
-                x = at + i * width
-                score_gradients(
-                    kind, terms, True, drops, q, do, x, width, kt, vt, j, minus_lse, minus_delta, i, u, w, y, lo, hi, par, mask, skipped,
-                    p, ds, sums, 1
-                )  # fmt: skip
+            form_scores(q, do, at, steps, begin, rows, 1, kt, vt, scale, minus_lse, minus_delta, j, p, ds)
+            score_gradients(kind, terms, True, drops, begin, rows, j, minus_delta, u, w, y, lo, hi, par, mask, skipped, p, ds, sums, 1)
 
     @inner(spec)
     def draw_tile(rows, n, group, query, draw, factor, mask):
@@ -120,12 +89,10 @@ def backward_kernels(spec: Spec) -> tuple[Any, Any]:
                     simd.store(simd.add(simd.splat(u[i]), simd.load(w, j)), y, i * BLOCK + j)
 
     @inner(spec)
-    def pack_keys(k, v, k_at, n, width, scale, keys, spare, kt, vt, ks, key_times):
-        """Keys and values of a tile as `weigh_block` and the product for dQ take them, and the times of its lanes."""
+    def pack_keys(k, v, k_at, n, width, scale, keys, spare, kt, vt, key_times):
+        """Keys and values of a tile as `weigh_block` takes them, and the times of its lanes."""
         turn_panel(k, k_at, n, width, scale * f(LOG2E), spare, kt)
         turn_panel(v, k_at, n, width, f(1), spare, vt)
-        for x in range(0, n * width, lanes):
-            simd.store(simd.mul(simd.load(k, k_at + x), simd.splat(scale)), ks, x)
         for j in range(BLOCK):
             key_times[j] = keys[min(j, n - 1)]
 
@@ -141,16 +108,17 @@ def backward_kernels(spec: Spec) -> tuple[Any, Any]:
         n = min(tile * BLOCK + BLOCK, first_k + n_keys) - j0
         k_at = k_start + (j0 - first_k) * width
         panels, squares, vectors, sums, limits, mask, key_times = scratch
-        kt, vt, ks, tile_dk, tile_dv = panels[0], panels[1], panels[2], panels[3], panels[4]
-        q_panel, do_panel = panels[5], panels[6]
+        kt, vt, ks = seen(panels[0]), seen(panels[1]), panels[2]
+        tile_dk, tile_dv, q_panel, do_panel, steps = panels[3], panels[4], panels[5], panels[6], width // held
         p, ds, y = squares[0], squares[1], squares[2]
         minus_lse, minus_delta, u, w = vectors[0], vectors[1], vectors[2], vectors[3]
         lo, hi, first, last = limits[0], limits[1], limits[2], limits[3]
         keys = time_k[j0 - first_k : j0 - first_k + n]
-        pack_keys(k, v, k_at, n, width, scale, keys, q_panel, kt, vt, ks, key_times)
+        pack_keys(k, v, k_at, n, width, scale, keys, q_panel, kt, vt, key_times)
+        prepare_keys(k, k_at, n, width, scale, ks)
         tile_dk[: n * width] = f(0)
         tile_dv[: n * width] = f(0)
-        k_spoiled, v_spoiled = has_no_number(ks, 0, n * width), has_no_number(vt, 0, width * BLOCK)
+        k_spoiled, v_spoiled = has_no_number(kt, 0, steps * BLOCK), has_no_number(vt, 0, steps * BLOCK)
         begin = max(first_q, j0) if causal else first_q
         end = min(first_q + n_all - 1, j0 + n - 1 + window - 1)
         for head in range(heads[2]):
@@ -176,20 +144,22 @@ def backward_kernels(spec: Spec) -> tuple[Any, Any]:
                     fill_y(times, key_times, number == tile, causal, rate, u, w, y)
                 q_block, at_block = take(q, at, rows, width, q_panel)
                 do_block, _ = take(do, at, rows, width, do_panel)
+                for x in range(at + rows * width, at + 2 * rows * width, lanes):  # numbers broadcast one by one come too late by themselves
+                    simd.prefetch(q, x)
+                    simd.prefetch(do, x)
                 skipped = j0 % 4
                 if drops:
                     draw_tile(rows, n, (j0 - skipped) // 4, p0, draw, factor, mask)
                 par = parameters[heads[1] + head]
-                weigh_block(q_block, do_block, at_block, rows, n, kt, vt, minus_lse, minus_delta, u, w, y, lo, hi, first, masked, par, mask,
-                            skipped, p, ds, sums, width)  # fmt: skip
+                weigh_block(q_block, do_block, at_block, rows, n, kt, vt, scale * f(LOG2E), minus_lse, minus_delta, u, w, y, lo, hi, first, masked,
+                            par, mask, skipped, p, ds, sums, steps)  # fmt: skip
                 spoiled = masked and (
                     v_spoiled
-                    or has_no_number(do_block, at_block, at_block + rows * width)
-                    or has_no_number(q_block, at_block, at_block + rows * width)
+                    or has_no_number(do_block, at_block, at_block + rows * steps)
+                    or has_no_number(q_block, at_block, at_block + rows * steps)
                 )
-                add_product(rows, n, p, 1, BLOCK, do_block, at_block, tile_dv, 0, first, last, masked, spoiled, width)
-                add_product(rows, n, ds, 1, BLOCK, q_block, at_block, tile_dk, 0, first, last, masked, spoiled, width)
-                add_product(n, rows, ds, BLOCK, 1, ks, 0, dq, at, lo, hi, masked, masked and k_spoiled, width)
+                add_products(rows, n, p, ds, q, do, at, q_block, do_block, at_block, k, k_at, ks, scale, lo, hi, first, last, masked, spoiled,
+                             masked and k_spoiled, dq, tile_dk, tile_dv, width, panels, squares)  # fmt: skip
                 for m in range(collected // lanes):
                     total = 0.0
                     for lane in range(lanes):

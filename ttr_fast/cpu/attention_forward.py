@@ -9,97 +9,18 @@ A tile that all queries of the block read whole goes through registers once (att
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ttr_fast.cpu import simd
 from ttr_fast.cpu.attention_dropout import LANES, THIRD, draw_by_key
-from ttr_fast.cpu.attention_tiles import BLOCK, add_bias, raw_scores, scores_to_weights, turned_tile, where_read
+from ttr_fast.cpu.attention_operands import Spec, difference_storer, keys_reader, panel_turner, panel_viewer, taker
+from ttr_fast.cpu.attention_products import values_adder
+from ttr_fast.cpu.attention_tiles import BLOCK, add_bias, raw_scores, scores_to_weights, where_read
 from ttr_fast.cpu.jit import inner
-from ttr_fast.cpu.rows import store_part
 from ttr_fast.cpu.team import team
-from ttr_fast.cpu.tiles import multiply
 from ttr_fast.cpu.time_bias import SHIFTS
-from ttr_ref.config import BiasKind
-
-
-class Spec(NamedTuple):
-    """What kernels are made for."""
-
-    dtype: str
-    """NumPy's name of the carrier (half.CARRIERS) of queries, keys, values and outputs."""
-    kind: BiasKind
-    terms: int
-    drops: bool
-
-    @property
-    def compute(self) -> type[np.float32] | type[np.float64]:
-        """The type of all arithmetic."""
-        return np.float64 if self.dtype == "float64" else np.float32
-
-    @property
-    def lanes(self) -> int:
-        """Numbers in a vector."""
-        return 64 // np.dtype(self.compute).itemsize
-
-
-def taken_as_it_is(spec: Spec) -> Any:
-    """How a kernel takes n rows of an array that lies in the type of arithmetic: (array, index)."""
-
-    @inner(spec)
-    def take(a, at, n, width, panel):
-        return a, at
-
-    return take
-
-
-def taken_converted(spec: Spec) -> Any:
-    """How a kernel takes n rows of an array in 16-bit storage: converted into the panel."""
-    lanes = spec.lanes
-
-    @inner(spec)
-    def take(a, at, n, width, panel):
-        for x in range(0, n * width, lanes):
-            simd.store(simd.load(a, at + x), panel, x)
-        return panel, 0
-
-    return take
-
-
-def panel_turner(spec: Spec) -> Any:
-    """How a kernel packs rows for lanes: panel (width, BLOCK) = factor · n rows of an array of any storage, transposed, zeros behind them."""
-    f, lanes = spec.compute, spec.lanes
-
-    @inner(spec)
-    def turn_rows(a, at, width, factor, panel):
-        for i in range(0, BLOCK, lanes):
-            for d in range(0, width, lanes):
-                turned_tile(a, at + i * width + d, width, factor, panel, d * BLOCK + i)
-
-    @inner(spec)
-    def turn_panel(a, at, n, width, factor, spare, panel):
-        if n == BLOCK:
-            turn_rows(a, at, width, factor, panel)
-            return
-        spare[: BLOCK * width] = f(0)
-        for x in range(0, n * width, lanes):
-            simd.store(simd.load(a, at + x), spare, x)
-        turn_rows(spare, 0, width, factor, panel)
-
-    return turn_panel
-
-
-def difference_storer(spec: Spec) -> Any:
-    """How a kernel stores y of eight differences of times, formed in float64: see time_bias.py."""
-    shift = float(SHIFTS[spec.kind])
-
-    @inner(spec)
-    def store_differences(delta, rate, causal, y, at):
-        size = simd.vmax(delta, simd.splat(0.0) if causal else simd.sub(simd.splat(0.0), delta))
-        store_part(simd.add(simd.mul(size, simd.splat(rate)), simd.splat(shift)), y, at, 8)
-
-    return store_differences
 
 
 @functools.cache
@@ -107,15 +28,10 @@ def forward_kernel(spec: Spec) -> Any:
     """The forward pass for one specification: called with arrays and filled buffers, see attention_forward."""
     kind, terms, shift = spec.kind, spec.terms, SHIFTS[spec.kind]
     f, lanes, drops = spec.compute, spec.lanes, spec.drops
-    take = taken_as_it_is(spec) if spec.dtype == f.__name__ else taken_converted(spec)
-    turn_panel, store_differences = panel_turner(spec), difference_storer(spec)
+    take, seen, turn_panel, store_differences = taker(spec), panel_viewer(spec), panel_turner(spec), difference_storer(spec)
+    keys_read, add_values, held = keys_reader(spec), values_adder(spec), spec.held
     highest = f(60.0)
     unset = f(-np.inf)
-
-    @inner(spec)
-    def keys_read(lo, hi, column, n):
-        """The first and one behind the last of n keys that some query of a vector reads; the bounds grow with the query."""
-        return max(lo[column], 0), min(hi[column + lanes - 1] + 1, n)
 
     @inner(spec)
     def move_references(lo, hi, n, width, ready, tops, moved, sums, values):
@@ -129,24 +45,25 @@ def forward_kernel(spec: Spec) -> Any:
             elif some and top > highest:
                 moved[i] = np.ceil(top)
                 tops[i] += moved[i]
-                scale = f(2.0 ** -float(moved[i]))
-                sums[i] *= scale
+                shrunk = f(2.0 ** -float(moved[i]))
+                sums[i] *= shrunk
                 for d in range(width):
-                    values[i * width + d] *= scale
+                    values[i * width + d] *= shrunk
 
     @inner(spec)
-    def masked_tile(k, k_at, n, lo, hi, width, packed, exact, causal, time, keys, rate, u, w, y, start, ready, tops, moved, sums, weights, values,
-                    parameters):  # fmt: skip
+    def masked_tile(k, k_at, n, lo, hi, width, packed, scale, exact, causal, time, keys, rate, u, w, y, start, ready, tops, moved, sums, weights,
+                    values, parameters):  # fmt: skip
         """One tile step by step, query i reading the keys lo[i] … hi[i] of n. exact: differences of times in float64, else u + w."""
+        steps = width // held
         for i in range(BLOCK):
             start[i] = -tops[i] if ready[i] else f(0)
         for c in range(0, BLOCK, lanes):
             first, end = keys_read(lo, hi, c, n)
             whole = first + max(end - first, 0) // 8 * 8
             for j in range(first, whole, 8):
-                raw_scores(k, k_at + j * width, packed, start, c, width, weights, j * BLOCK + c, 8)
+                raw_scores(k, k_at + j * steps, packed, start, c, "lanes", scale, c, steps, weights, j * BLOCK + c, 8, 1)
             for j in range(whole, end):
-                raw_scores(k, k_at + j * width, packed, start, c, width, weights, j * BLOCK + c, 1)
+                raw_scores(k, k_at + j * steps, packed, start, c, "lanes", scale, c, steps, weights, j * BLOCK + c, 1, 1)
             top = simd.splat(unset)
             for j in range(first, end):
                 if exact:
@@ -170,18 +87,18 @@ def forward_kernel(spec: Spec) -> Any:
             simd.store(simd.add(simd.load(sums, c), total), sums, c)
 
     @inner(spec)
-    def whole_tile(k, k_at, n, width, packed, u, w, start, tile_sums, tile_tops, weights, parameters):
+    def whole_tile(k, k_at, n, steps, packed, scale, u, w, start, tile_sums, tile_tops, weights, parameters):
         """One tile that all queries read whole; False if some score is too large, and nothing has happened then."""
         for i in range(BLOCK):
             tile_sums[i] = f(0)
             tile_tops[i] = unset
         whole = n // 4 * 4
-        for j in range(0, whole, 4):
-            at, to = k_at + j * width, j * BLOCK
-            scores_to_weights(kind, terms, k, at, packed, start, width, u, w, j, parameters, weights, to, tile_sums, tile_tops, 4)
-        for j in range(whole, n):
-            at, to = k_at + j * width, j * BLOCK
-            scores_to_weights(kind, terms, k, at, packed, start, width, u, w, j, parameters, weights, to, tile_sums, tile_tops, 1)
+        for c in range(0, BLOCK, 4 * lanes):
+            for j in range(0, whole, 4):
+                raw_scores(k, k_at + j * steps, packed, start, c, "lanes", scale, c, steps, weights, j * BLOCK + c, 4, 4)
+            for j in range(whole, n):
+                raw_scores(k, k_at + j * steps, packed, start, c, "lanes", scale, c, steps, weights, j * BLOCK + c, 1, 4)
+        scores_to_weights(kind, terms, n, weights, u, w, parameters, tile_sums, tile_tops)
         largest = simd.load(tile_tops, 0)
         for i in range(lanes, BLOCK, lanes):
             largest = simd.vmax(simd.load(tile_tops, i), largest)
@@ -198,31 +115,6 @@ def forward_kernel(spec: Spec) -> Any:
             weights[x] *= mask[skipped * BLOCK + x]
 
     @inner(spec)
-    def add_values(v, v_at, n, lo, hi, masked, width, weights, values):
-        """values += weightsᵀ V. With a mask, numbers that are none may stand where a query does not read: then each row takes its own keys."""
-        if masked:
-            spoiled = False
-            for d in range(v_at, v_at + n * width):
-                spoiled |= not abs(v[d]) < np.inf
-            if spoiled:
-                for i in range(BLOCK):
-                    first, last = max(lo[i], 0), min(hi[i], n - 1)
-                    at = v_at + first * width
-                    for d in range(0, width, lanes):
-                        if first <= last:
-                            multiply(last - first + 1, weights, first * BLOCK + i, 1, BLOCK, v, at + d, width, values, i * width + d, width, 1, 1)
-                return
-            for i in range(0, BLOCK, lanes):
-                first, end = keys_read(lo, hi, i, n)
-                for d in range(0, width if first < end else 0, lanes):
-                    at = v_at + first * width + d
-                    multiply(end - first, weights, first * BLOCK + i, 1, BLOCK, v, at, width, values, i * width + d, width, lanes, 1)
-            return
-        for d in range(0, width, lanes):
-            for i in range(0, BLOCK, 16):
-                multiply(n, weights, i, 1, BLOCK, v, v_at + d, width, values, i * width + d, width, 16, 1)
-
-    @inner(spec)
     def block(q, k, v, o, lse, q_at, k_at, lse_at, table, time_q, time_k, number, causal, window, width, scale, rate, parameters, draw, factor,
               scratch):  # fmt: skip
         """Queries of block `number` of one head of one document; *_at: where the head's document starts in the flat arrays."""
@@ -231,8 +123,8 @@ def forward_kernel(spec: Spec) -> Any:
         p1 = min(number * BLOCK + BLOCK, first_q + n_all)
         n_q = p1 - p0
         panels, squares, vectors, limits, time = scratch
-        packed, values, k_panel, v_panel = panels[0], panels[1], panels[2], panels[3]
-        weights, mask = squares[0], squares[1]
+        packed, values, k_panel, v_panel = seen(panels[0]), panels[1], panels[2], panels[3]
+        weights, mask, paired = squares[0], squares[1], squares[2]
         tops, start, sums, moved, u, w, y = vectors[0], vectors[1], vectors[2], vectors[3], vectors[4], vectors[5], vectors[6]
         ready, lo, hi = limits[0], limits[1], limits[2]
         times = time_q[p0 - first_q : p1 - first_q]
@@ -254,7 +146,7 @@ def forward_kernel(spec: Spec) -> Any:
             j0 = max(tile * BLOCK, first_k)
             n = min(tile * BLOCK + BLOCK, first_k + n_keys) - j0
             k_tile, tile_at = take(k, k_at + (j0 - first_k) * width, n, width, k_panel)
-            v_tile, _ = take(v, k_at + (j0 - first_k) * width, n, width, v_panel)
+            v_at, skipped = k_at + (j0 - first_k) * width, j0 % 2
             keys = time_k[j0 - first_k : j0 - first_k + n]
             for j in range(n):
                 w[j] = f((moment - keys[j]) * rate)
@@ -262,22 +154,22 @@ def forward_kernel(spec: Spec) -> Any:
             if causal and step > 0 and tile * BLOCK + BLOCK <= p0 and p0 + n_q - window <= j0:
                 for i in range(BLOCK):
                     start[i] = -tops[i]
-                if whole_tile(k_tile, tile_at, n, width, packed, u, w, start, y, moved, weights, parameters):
+                if whole_tile(k_tile, tile_at, n, width // held, packed, scale, u, w, start, y, moved, weights, parameters):
                     for i in range(BLOCK):
                         sums[i] += y[i]
                     if drops:
                         drop_weights(n, j0, p0, draw, factor, mask, weights)
-                    add_values(v_tile, tile_at, n, lo, hi, False, width, weights, values)
+                    add_values(v, v_at, n, skipped, lo, hi, False, width, weights, values, v_panel, paired)
                     continue
             for i in range(BLOCK):
                 hi[i] = min(p0 + i, j0 + n - 1) - j0 if causal else n - 1
                 lo[i] = p0 + i - window + 1 - j0
             exact = not causal or tile * BLOCK + BLOCK > p0 // BLOCK * BLOCK
-            masked_tile(k_tile, tile_at, n, lo, hi, width, packed, exact, causal, time, keys, rate, u, w, y, start, ready, tops, moved, sums, weights,
-                        values, parameters)  # fmt: skip
+            masked_tile(k_tile, tile_at, n, lo, hi, width, packed, scale, exact, causal, time, keys, rate, u, w, y, start, ready, tops, moved, sums,
+                        weights, values, parameters)  # fmt: skip
             if drops:
                 drop_weights(n, j0, p0, draw, factor, mask, weights)
-            add_values(v_tile, tile_at, n, lo, hi, True, width, weights, values)
+            add_values(v, v_at, n, skipped, lo, hi, True, width, weights, values, v_panel, paired)
         for i in range(n_q):
             row = p0 - first_q + i
             share = f(1) / sums[i] if ready[i] else f(0)

@@ -1,8 +1,10 @@
 """What attention does with one tile of scores, rows = keys, lanes = queries.
 
 A score is x = (q_i · k_j) log₂ e / √D + log₂ e · b(Δ) − m_i with the row's reference m_i as the start of its sum: 2^x needs no subtraction later.
-`scores_to_weights` does all of it in registers for a tile in which every query reads every key; for tiles with a mask, `raw_scores`, `add_bias` and
-`where_read` do the same steps one by one, a vector of queries at a time and only where some of them reads, and give the same bits.
+Scores are sums first (`raw_scores`), and go through registers a second time. `scores_to_weights` does it for a tile in which every query reads every
+key; for tiles with a mask `add_bias` and `where_read` do the same, a vector of queries at a time and only where some of them read, with the same bits.
+
+Queries and keys in pairs of bf16 numbers (attention_pairs.py) are not scaled when they are packed, and −m_i is added after the sum.
 """
 
 from llvmlite import ir
@@ -10,66 +12,76 @@ from numba import types
 from numba.extending import intrinsic
 
 from ttr_fast.cpu.panels import turned
-from ttr_fast.cpu.simd import I64, Emitter, item_pointer
-from ttr_fast.cpu.tiles import accumulate, number, offset
+from ttr_fast.cpu.simd import I64, Emitter, in_pairs, item_pointer
+from ttr_fast.cpu.tiles import accumulate, counted_loop, number, offset
 from ttr_fast.cpu.time_bias import add_bias_sums, emit_bias, emit_parameters
 
 BLOCK = 64
 """Queries in a block, keys in a tile; both lie at multiples of it in position."""
+AT_ONCE = 4
+"""Vectors whose exponentials are formed together: one alone would wait for itself."""
 MASK_STRIDE = BLOCK + 16
 """From one row of dropout's mask to the next in the backward: a tile may start inside a group of four keys."""
 
 
 @intrinsic(prefer_literal=True)
-def raw_scores(typing, k, k0, q, start, column, width, s, s0, rows):
-    """S[j, :] = start + K_j · Q for `rows` keys and the vector of queries from `column` on; Q (width, BLOCK) packed, scaled."""
-    scalar = q.dtype
+def raw_scores(typing, a, a0, b, start, start0, along, scale, column, steps, s, s0, rows, columns):
+    """S[i, :] = start + A_i · B for `rows` rows of A, one behind the other, and `columns` vectors of B (steps, BLOCK) from `column` on.
 
-    def generate(context, b, signature, arguments):
-        e, kinds = Emitter(context, b, scalar), signature.args
-        pk, ps = (item_pointer(context, b, kinds[i], arguments[i], arguments[i + 1]) for i in (0, 6))
-        pq, first = (item_pointer(context, b, kinds[i], arguments[i], arguments[4]) for i in (2, 3))
-        d = number(kinds[5], arguments[5])
-        sums = accumulate(e, d, pk, d, 1, pq, BLOCK, 1, [e.load(first, scalar)] * rows.literal_value)
-        for i, v in enumerate(sums):
-            e.store(v, offset(e, ps, (i, BLOCK)), scalar)
+    start[start0 …] belongs to each lane ("lanes") or to each row ("rows") or is not used ("none"). steps: items of a row of A.
+    Of pairs S = start + scale · (A_i · B), since B does not come scaled.
+    """
+    scalar, n, m, pairs = start.dtype, rows.literal_value, columns.literal_value, in_pairs(b)
+
+    def generate(context, builder, signature, arguments):
+        e, kinds = Emitter(context, builder, scalar), signature.args
+        pa, first, ps = (item_pointer(context, builder, kinds[i], arguments[i], arguments[i + 1]) for i in (0, 3, 9))
+        pb = item_pointer(context, builder, kinds[2], arguments[2], arguments[7])
+        d, scaling, zeros = number(kinds[8], arguments[8]), e.splat(arguments[6]), [e.constant(0.0)] * (n * m)
+        match along.literal_value:
+            case "lanes":
+                starts = [e.load(offset(e, first, (j, e.lanes)), scalar) for j in range(m)] * n
+            case "rows":
+                starts = [e.splat(builder.load(offset(e, first, (i, 1)), align=e.bytes)) for i in range(n) for _ in range(m)]
+            case _:
+                starts = zeros
+        sums = accumulate(e, d, pa, d, 1, pb, BLOCK, m, zeros if pairs else starts, pairs)
+        if pairs:
+            sums = [e.fma(x, scaling, first) for x, first in zip(sums, starts, strict=True)]
+        for i in range(n):
+            for j in range(m):
+                e.store(sums[i * m + j], offset(e, ps, (i, BLOCK), (j, e.lanes)), scalar)
         return context.get_dummy_value()
 
-    return types.void(k, k0, q, start, column, width, s, s0, rows), generate
+    return types.void(a, a0, b, start, start0, along, scale, column, steps, s, s0, rows, columns), generate
 
 
 @intrinsic(prefer_literal=True)
-def scores_to_weights(typing, kind, terms, k, k0, q, start, width, u, w, w0, parameters, p, p0, sums, tops, rows):
-    """P[j, :] = 2^(start + K_j · Q + bias(u + w_j)), added to `sums`, the largest exponents kept in `tops`; for `rows` keys, BLOCK queries."""
-    scalar = q.dtype
+def scores_to_weights(typing, kind, terms, n, s, u, w, parameters, sums, tops):
+    """P[j, :] = 2^(S[j, :] + bias(u + w_j)) for n keys and BLOCK queries, in S's place, added to `sums`; the largest exponents are kept in `tops`."""
+    scalar = s.dtype
 
     def generate(context, b, signature, arguments):
-        e, kinds = Emitter(context, b, scalar), signature.args
-        zero = ir.Constant(I64, 0)
-        pk, pw, pp = (item_pointer(context, b, kinds[i], arguments[i], arguments[i + 1]) for i in (2, 8, 11))
-        pq, ps, pu, par, pl, px = (item_pointer(context, b, kinds[i], arguments[i], zero) for i in (4, 5, 7, 10, 13, 14))
-        d, n = number(kinds[6], arguments[6]), rows.literal_value
-        columns, name, count = 4, kind.literal_value, terms.literal_value
-        for group in range(0, BLOCK // e.lanes, columns):
-            at = [offset(e, ps, (group + c, e.lanes)) for c in range(columns)]
-            x = accumulate(e, d, pk, d, 1, offset(e, pq, (group, e.lanes)), BLOCK, columns, [e.load(a, scalar) for a in at] * n)
-            values = emit_parameters(e, name, count, par)
-            lane = [(group + c) * e.lanes for c in range(columns)]
-            us, ls, xs = ([e.load(offset(e, base, (o, 1)), scalar) for o in lane] for base in (pu, pl, px))
-            for i in range(n):
-                wi = e.splat(b.load(offset(e, pw, (i, 1)), align=e.bytes))
-                for c in range(columns):
-                    v = emit_bias(e, name, count, values, par, x[i * columns + c], b.fadd(us[c], wi))
-                    xs[c] = e.maximum(v, xs[c])
-                    weight = e.exp2(v)
-                    ls[c] = b.fadd(ls[c], weight)
-                    e.store(weight, offset(e, pp, (i, BLOCK), (lane[c], 1)), scalar)
-            for c in range(columns):
-                e.store(ls[c], offset(e, pl, (lane[c], 1)), scalar)
-                e.store(xs[c], offset(e, px, (lane[c], 1)), scalar)
+        e, kinds, zero = Emitter(context, b, scalar), signature.args, ir.Constant(I64, 0)
+        ps, pu, pw, par, pl, px = (item_pointer(context, b, kinds[i], arguments[i], zero) for i in range(3, 9))
+        name, count, row = kind.literal_value, terms.literal_value, e.several(AT_ONCE)
+        for column in range(0, BLOCK, row.lanes):
+            us, *carried = (row.load(offset(e, p, (column, 1)), scalar) for p in (pu, pl, px))
+            values = emit_parameters(row, name, count, par)
+
+            def step(j: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+                at = offset(e, ps, (j, BLOCK), (column, 1))
+                y = b.fadd(us, row.splat(b.load(offset(e, pw, (j, 1)), align=e.bytes)))
+                x = emit_bias(row, name, count, values, par, row.load(at, scalar), y)
+                weight = row.exp2(x)
+                row.store(weight, at, scalar)
+                return [b.fadd(carried[0], weight), row.maximum(x, carried[1])]
+
+            for v, p in zip(counted_loop(e, zero, arguments[2], 1, carried, step), (pl, px), strict=True):
+                row.store(v, offset(e, p, (column, 1)), scalar)
         return context.get_dummy_value()
 
-    return types.void(kind, terms, k, k0, q, start, width, u, w, w0, parameters, p, p0, sums, tops, rows), generate
+    return types.void(kind, terms, n, s, u, w, parameters, sums, tops), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -118,66 +130,61 @@ def turned_tile(typing, a, at, stride, factor, panel, to):
 
 @intrinsic(prefer_literal=True)
 def score_gradients(
-    typing, kind, terms, masked, drops, q, do, at, width, kt, vt, column, minus_lse, minus_delta, row, u, w, y, lo, hi, parameters, mask, skipped,
-    p, ds, sums, rows
+    typing, kind, terms, masked, drops, first, end, column, minus_delta, u, w, y, lo, hi, parameters, mask, skipped, p, ds, sums, columns
 ):  # fmt: skip
-    """The backward's tile: rows = `rows` queries from `row` of the block, lanes = keys from `column` of the tile.
+    """The backward's tile: rows = queries first … end − 1, lanes = `columns` vectors of keys from `column` on; `p` holds S − LSE, `ds` holds dP − D.
 
-    S and dP are formed together, kt and vt (width, BLOCK) being packed and kt scaled; then in registers P = 2^(S + bias − LSE) and
-    dS = P (m ∘ dP − D); dS and m ∘ P are stored, m being dropout's mask, and what the bias's parameters need is added to `sums`.
-    masked: y comes from an array, and P = dS = 0 outside the keys lo[i] … hi[i].
+    P = 2^(S + bias − LSE) and dS = P (dP − D) take their places, or m ∘ P and P (m ∘ dP − D) with dropout's mask m, where D does not come subtracted.
+    What the bias's parameters need is added to `sums`. masked: y comes from an array, and P = dS = 0 outside the keys lo[i] … hi[i].
     """
-    scalar = kt.dtype
-    given = (
-        kind, terms, masked, drops, q, do, at, width, kt, vt, column, minus_lse, minus_delta, row, u, w, y, lo, hi, parameters, mask, skipped,
-        p, ds, sums, rows,
-    )  # fmt: skip
+    scalar = p.dtype
+    given = (kind, terms, masked, drops, first, end, column, minus_delta, u, w, y, lo, hi, parameters, mask, skipped, p, ds, sums, columns)
 
     def generate(context, b, signature, arguments):
-        e, zero = Emitter(context, b, scalar), ir.Constant(I64, 0)
+        narrow, zero = Emitter(context, b, scalar), ir.Constant(I64, 0)
         values_of, types_of = (dict(zip(GRADIENT_ARGUMENTS, all_of, strict=True)) for all_of in (arguments, signature.args))
-        n, name, count = rows.literal_value, kind.literal_value, terms.literal_value
-        masks, dropping = masked.literal_value, drops.literal_value
-        first, lane0, d = values_of["row"], values_of["column"], number(types_of["width"], values_of["width"])
+        name, count, masks, dropping = (literal.literal_value for literal in (kind, terms, masked, drops))
+        e, lane0 = narrow.several(columns.literal_value), values_of["column"]
 
         def pointer(array, index=zero):
             return item_pointer(context, b, types_of[array], values_of[array], index)
 
         def row_value(array, i):
-            return b.load(offset(e, pointer(array, first), (i, 1)), align=8 if array in ("lo", "hi") else e.bytes)
+            return b.load(pointer(array, i), align=8 if array in ("lo", "hi") else e.bytes)
 
         def integers(x):
             return e.splat(x if e.int_type == I64 else b.trunc(x, e.int_type))
 
-        starts = [[e.splat(row_value(array, i)) for i in range(n)] for array in ("minus_lse", "minus_delta")]
-        s = accumulate(e, d, pointer("q", values_of["at"]), d, 1, pointer("kt", lane0), BLOCK, 1, starts[0])
-        dp_starts = [e.constant(0.0)] * n if dropping else starts[1]
-        dp = accumulate(e, d, pointer("do", values_of["at"]), d, 1, pointer("vt", lane0), BLOCK, 1, dp_starts)
         table = pointer("parameters")
         values, later = emit_parameters(e, name, count, table), e.load(pointer("w", lane0), scalar)
         lane = b.add(integers(lane0), e.iota())
-        for i in range(n):
-            place = b.add(b.mul(b.add(first, ir.Constant(I64, i)), ir.Constant(I64, BLOCK)), lane0)
+
+        def step(i: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+            place = b.add(b.mul(i, ir.Constant(I64, BLOCK)), lane0)
+            s, dp = (e.load(pointer(array, place), scalar) for array in ("p", "ds"))
             delta = e.load(pointer("y", place), scalar) if masks else b.fadd(e.splat(row_value("u", i)), later)
-            weight = e.exp2(emit_bias(e, name, count, values, table, s[i], delta))
+            weight = e.exp2(emit_bias(e, name, count, values, table, s, delta))
             if dropping:
-                stride = b.mul(b.add(first, ir.Constant(I64, i)), ir.Constant(I64, MASK_STRIDE))
-                factor = e.load(pointer("mask", b.add(stride, b.add(lane0, values_of["skipped"]))), scalar)
-                gradient, weight = b.fmul(weight, e.fma(factor, dp[i], starts[1][i])), b.fmul(weight, factor)
+                at = b.add(b.mul(i, ir.Constant(I64, MASK_STRIDE)), b.add(lane0, values_of["skipped"]))
+                factor = e.load(pointer("mask", at), scalar)
+                gradient, weight = b.fmul(weight, e.fma(factor, dp, e.splat(row_value("minus_delta", i)))), b.fmul(weight, factor)
             else:
-                gradient = b.fmul(weight, dp[i])
+                gradient = b.fmul(weight, dp)
             if masks:
                 reads = b.and_(b.icmp_signed(">=", lane, integers(row_value("lo", i))), b.icmp_signed("<=", lane, integers(row_value("hi", i))))
                 weight, gradient = (b.select(reads, x, e.constant(0.0)) for x in (weight, gradient))
             e.store(weight, pointer("p", place), scalar)
             e.store(gradient, pointer("ds", place), scalar)
-            add_bias_sums(e, name, count, values, gradient, delta, pointer("sums"))
+            add_bias_sums(narrow, e, name, count, values, gradient, delta, pointer("sums"))
+            return carried
+
+        counted_loop(e, values_of["first"], values_of["end"], 1, [], step)
         return context.get_dummy_value()
 
     return types.void(*given), generate
 
 
 GRADIENT_ARGUMENTS = (
-    "kind", "terms", "masked", "drops", "q", "do", "at", "width", "kt", "vt", "column", "minus_lse", "minus_delta", "row", "u", "w", "y", "lo", "hi",
-    "parameters", "mask", "skipped", "p", "ds", "sums", "rows",
+    "kind", "terms", "masked", "drops", "first", "end", "column", "minus_delta", "u", "w", "y", "lo", "hi", "parameters", "mask", "skipped", "p", "ds",
+    "sums", "columns",
 )  # fmt: skip

@@ -15,7 +15,7 @@ from numpy import ndarray
 
 from ttr_fast.cpu.attention import padded_width
 from ttr_fast.cpu.attention_decode import decode_kernel
-from ttr_fast.cpu.attention_forward import Spec
+from ttr_fast.cpu.attention_operands import Spec
 from ttr_fast.cpu.attention_tiles import BLOCK
 from ttr_fast.cpu.embedding import first_unknown, gather_row
 from ttr_fast.cpu.feed_forward_geglu import gate_row

@@ -9,7 +9,8 @@ Tiles are those of the forward pass, whose borders lie at multiples of 64 in pos
 them are there whole up to the newest token, and with them the first key of its own tile, to which times are related (attention_forward.py).
 
 A tile of keys is kept turned, (width, 64): the scores of one query are then chains over its features with keys as lanes, read once as they lie.
-Values lie as rows, (64, width). Both are in storage type, head widths filled up with zeros to a multiple of 16.
+Values lie as rows, (64, width). Both are in storage type, head widths filled up with zeros to a multiple of 16. Where bf16 is multiplied in pairs
+(attention_pairs.py) a word holds two numbers: of a key's features, (width / 2, 64), of two neighbouring tokens' values, (32, width).
 Times and counts are the same in all blocks and are kept once: times as the forward pass sees them, relative to the row's first if they are integers.
 """
 
@@ -21,13 +22,14 @@ from numpy import ndarray
 
 from ttr_fast.cpu.attention_tiles import BLOCK
 from ttr_fast.cpu.jit import kernel
+from ttr_fast.cpu.panels import PAIRS
 
 
 class KVRing(NamedTuple):
     """Keys and values of one block."""
 
-    k: Shaped[ndarray, "B G tiles width 64"]
-    v: Shaped[ndarray, "B G tiles 64 width"]
+    k: Shaped[ndarray, "B G tiles steps 64"]
+    v: Shaped[ndarray, "B G tiles items width"]
 
 
 class Past(NamedTuple):
@@ -47,6 +49,8 @@ def tiles_of(window: int) -> int:
 def kv_ring_empty(rows: int, groups: int, window: int, width: int, carrier: np.dtype) -> KVRing:
     """A ring that has seen nothing; `width` is a head's, filled up."""
     shape = (rows, groups, tiles_of(window))
+    if PAIRS and carrier == np.uint16:
+        return KVRing(np.zeros((*shape, width // 2, BLOCK), np.uint32), np.zeros((*shape, BLOCK // 2, width), np.uint32))
     return KVRing(np.zeros((*shape, width, BLOCK), carrier), np.zeros((*shape, BLOCK, width), carrier))
 
 
@@ -77,10 +81,26 @@ def kv_ring_next(times, relative, time, first, last, seen, position):
 
 
 @kernel()
-def kv_ring_append(source, k_at, v_at, b, g, position, k, v):
+def kv_ring_append(source, k_at, v_at, b, g, position, window, k, v):
     """Key and value of group g of row b, `width` items each of the flat source, become those of the token at `position`."""
     tiles, width = k.shape[2], k.shape[3]
     tile, place = position // BLOCK % tiles, position % BLOCK
     for d in range(width):
         k[b, g, tile, d, place] = source[k_at + d]
         v[b, g, tile, place, d] = source[v_at + d]
+
+
+@kernel()
+def kv_ring_append_pairs(source, k_at, v_at, b, g, position, window, k, v):
+    """The same in pairs. Whoever shares a word with a value that is read, but is not read itself, is 0: the token that comes, the one that leaves."""
+    tiles, width = v.shape[2], v.shape[4]
+    tile, place, leaving = position // BLOCK % tiles, position % BLOCK, position - window
+    for d in range(width // 2):
+        k[b, g, tile, d, place] = np.uint32(source[k_at + 2 * d]) | np.uint32(source[k_at + 2 * d + 1]) << np.uint32(16)
+    for d in range(width):
+        word = np.uint32(source[v_at + d])
+        v[b, g, tile, place // 2, d] = word if place % 2 == 0 else v[b, g, tile, place // 2, d] & np.uint32(0xFFFF) | word << np.uint32(16)
+    if leaving >= 0 and leaving % 2 == 0:
+        tile, place = leaving // BLOCK % tiles, leaving % BLOCK
+        for d in range(width):
+            v[b, g, tile, place // 2, d] &= np.uint32(0xFFFF0000)

@@ -25,7 +25,7 @@ from numba.extending import intrinsic
 
 from ttr_fast.cpu.half import has_feature
 from ttr_fast.cpu.jit import inner
-from ttr_fast.cpu.simd import I16, I32, I64, Emitter, item_pointer
+from ttr_fast.cpu.simd import I16, I32, I64, Emitter, in_pairs, item_pointer, vector_at
 from ttr_fast.cpu.tiles import counted_loop, offset, unrolled_loop
 
 WIDE = has_feature(cpu_target.target_context, "avx512f")
@@ -34,27 +34,6 @@ ROWS, COLUMNS = (8, 2) if WIDE else (4, 1)
 """Rows of A and vectors of columns of B in a tile: as many sums as registers hold, and enough of them to hide the latency of an addition."""
 PAIRS = has_feature(cpu_target.target_context, "avx512bf16")
 """Whether bf16 is multiplied in pairs."""
-
-
-class Spelled(ir.Type):  # type: ignore[misc]
-    """An LLVM type by its name; llvmlite has no bfloat."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def _to_string(self) -> str:
-        return self.name
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Spelled) and self.name == other.name
-
-    def __hash__(self) -> int:
-        return hash(self.name)
-
-
-def in_pairs(panel: types.Array) -> bool:
-    """Whether each item is two bf16 numbers."""
-    return panel.dtype == types.uint32
 
 
 def compute_type(panel: types.Array) -> Any:
@@ -70,12 +49,6 @@ def each(typing, panel):
         return ir.Constant(I64, 2 if in_pairs(panel) else 1)
 
     return types.intp(panel), generate
-
-
-def vector_at(b: ir.IRBuilder, pointer: ir.Value, item: ir.Type, lanes: int) -> ir.Value:
-    """Items from anywhere, as bits."""
-    kind = ir.VectorType(item, lanes)
-    return b.load(b.bitcast(pointer, kind.as_pointer()), align=2)
 
 
 def put(b: ir.IRBuilder, vector: ir.Value, pointer: ir.Value, align: int) -> None:
@@ -138,18 +111,6 @@ def turn_steps(typing, source, at, stride, panel, to, vectors):
     return types.void(source, at, stride, panel, to, vectors), generate
 
 
-def multiplier(e: Emitter, pairs: bool) -> Any:
-    """x·y + z, where x and y hold float numbers or pairs of bf16."""
-    bf16 = Spelled(f"<{2 * e.lanes} x bfloat>")
-
-    def product(x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
-        if pairs:
-            return e.call("llvm.x86.avx512bf16.dpbf16ps.512", e.vector_type, z, e.b.bitcast(x, bf16), e.b.bitcast(y, bf16))
-        return e.fma(x, y, z)
-
-    return product
-
-
 @intrinsic(prefer_literal=True)
 def advance(typing, count, a, a0, b, b0, c, c0, rows):
     """C[i, j] continues its chain with A[i, k] B[k, j] for `count` further steps: panels A and B, C one tile whose rows lie one behind the other.
@@ -163,7 +124,7 @@ def advance(typing, count, a, a0, b, b0, c, c0, rows):
         e = Emitter(context, builder, c.dtype)
         pa, pb, pc = (item_pointer(context, builder, kinds[i], arguments[i], arguments[i + 1]) for i in (1, 3, 5))
         width = COLUMNS * e.lanes
-        product = multiplier(e, pairs)
+        product = e.dot if pairs else e.fma
 
         def step(k: ir.Value, u: int, sums: list[ir.Value]) -> list[ir.Value]:
             at_a, at_b = offset(e, pa, (k, ROWS), (u, ROWS)), offset(e, pb, (k, width), (u, width))
@@ -195,7 +156,7 @@ def stream(typing, panels, a, a0, b, b0, stride, c, c0, c_panel, rows, steps):
         kinds = signature.args
         e = Emitter(context, builder, c.dtype)
         pa, pb, pc = (item_pointer(context, builder, kinds[i], arguments[i], arguments[i + 1]) for i in (1, 3, 6))
-        row, c_step, product = arguments[5], arguments[8], multiplier(e, pairs)
+        row, c_step, product = arguments[5], arguments[8], e.dot if pairs else e.fma
         share, zipped = 2 if pairs else 1, [start for i in range(e.lanes) for start in (i, e.lanes + i)]
 
         def vector(u: int, place: ir.Value) -> ir.Value:

@@ -30,6 +30,22 @@ F32, F64 = ir.FloatType(), ir.DoubleType()
 LANES = {types.float32: 16, types.float64: 8}
 
 
+class Spelled(ir.Type):  # type: ignore[misc]
+    """An LLVM type by its name; llvmlite has no bfloat."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def _to_string(self) -> str:
+        return self.name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Spelled) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
 class Vector(types.Type):
     """Numba's type of LANES[scalar] numbers."""
 
@@ -125,6 +141,25 @@ class Emitter:
         first = self.b.insert_element(undefined, x, ir.Constant(I32, 0))
         return self.b.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes))
 
+    def several(self, count: int) -> "Emitter":
+        """For `count` vectors as one: LLVM writes each instruction for all of them before the next, so that none waits for the one before."""
+        return Emitter(self.context, self.b, types.float64 if self.double else types.float32, count * self.lanes)
+
+    def joined(self, vectors: list[ir.Value]) -> ir.Value:
+        """Vectors, a power of two of them, as one."""
+        while len(vectors) > 1:
+            n = 2 * vectors[0].type.count
+            order = ir.Constant(ir.VectorType(I32, n), list(range(n)))
+            vectors = [self.b.shuffle_vector(vectors[i], vectors[i + 1], order) for i in range(0, len(vectors), 2)]
+        return vectors[0]
+
+    def parts(self, x: ir.Value) -> list[ir.Value]:
+        """The inverse: the vectors of LANES that a longer one holds."""
+        n = self.lanes
+        if x.type.count == n:
+            return [x]
+        return [self.b.shuffle_vector(x, x, ir.Constant(ir.VectorType(I32, n), list(range(i, i + n)))) for i in range(0, x.type.count, n)]
+
     def call(self, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
         """An LLVM intrinsic."""
         function = cgutils.get_or_insert_function(self.b.module, ir.FunctionType(result, [a.type for a in arguments]), name)
@@ -133,6 +168,17 @@ class Emitter:
     def fma(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
         """x·y + z, one rounding where the CPU fuses, else two (llvm.fma would call a function there)."""
         return self.call(f"llvm.fmuladd.{self.suffix}", self.vector_type, x, y, z)
+
+    def dot(self, x: ir.Value, y: ir.Value, z: ir.Value) -> ir.Value:
+        """x·y + z for words that hold two bf16 numbers: the odd products are added first, subnormal numbers are 0 (AVX512-BF16)."""
+        bf16 = Spelled(f"<{2 * self.lanes} x bfloat>")
+        return self.call("llvm.x86.avx512bf16.dpbf16ps.512", self.vector_type, z, self.b.bitcast(x, bf16), self.b.bitcast(y, bf16))
+
+    def both_to_bf16(self, low: ir.Value, high: ir.Value) -> ir.Value:
+        """The lanes of one vector, then of another, rounded to bf16, subnormal numbers to 0, as bits (AVX512-BF16)."""
+        bf16 = Spelled(f"<{2 * self.lanes} x bfloat>")
+        rounded = self.call("llvm.x86.avx512bf16.cvtne2ps2bf16.512", bf16, high, low)
+        return self.b.bitcast(rounded, ir.VectorType(I16, 2 * self.lanes))
 
     def maximum(self, x: ir.Value, y: ir.Value) -> ir.Value:
         """The larger; y where either is NaN."""
@@ -216,6 +262,17 @@ def item_pointer(context, b: ir.IRBuilder, array_type: types.Array, array: ir.Va
     return b.gep(context.make_array(array_type)(context, b, array).data, [index])
 
 
+def in_pairs(panel: types.Array) -> bool:
+    """Whether each item is two bf16 numbers."""
+    return panel.dtype == types.uint32
+
+
+def vector_at(b: ir.IRBuilder, pointer: ir.Value, item: ir.Type, lanes: int) -> ir.Value:
+    """Items from anywhere, as bits."""
+    kind = ir.VectorType(item, lanes)
+    return b.load(b.bitcast(pointer, kind.as_pointer()), align=2)
+
+
 def is_contiguous(array: types.Type) -> bool:
     """Whether vectors can be read from it."""
     return isinstance(array, types.Array) and array.layout == "C" and array.dtype in COMPUTE
@@ -246,6 +303,20 @@ def store(typing, vector, array, index):
         return context.get_dummy_value()
 
     return types.void(vector, array, types.intp), generate
+
+
+@intrinsic
+def prefetch(typing, array, index):
+    """Ask for the line of an item that will be read soon, into the second cache."""
+
+    def generate(context, b, signature, arguments):
+        pointer = b.bitcast(item_pointer(context, b, array, *arguments), I8.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+        function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
+        b.call(function, [pointer, ir.Constant(I32, 0), ir.Constant(I32, 2), ir.Constant(I32, 1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
 
 
 @intrinsic

@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ttr_fast.cpu.simd import COMPUTE, I64, Emitter, item_pointer
+from ttr_fast.cpu.simd import I32, I64, Emitter, in_pairs, item_pointer, vector_at
 
 UNROLL = 4
 Step = Callable[[ir.Value, list[ir.Value]], list[ir.Value]]
@@ -81,19 +81,24 @@ def unrolled_loop(e: Emitter, count: Any, carried: Sequence[ir.Value], step: Unr
 
 
 def accumulate(
-    e: Emitter, count: Any, a: ir.Value, a_row: Any, a_step: Any, b: ir.Value, b_step: Any, columns: int, start: Sequence[ir.Value]
-) -> list[ir.Value]:
-    """start[i · columns + j] + Σ_k A[i, k] B[k, j·LANES …], A at a + i·a_row + k·a_step, B at b + k·b_step."""
+    e: Emitter, count: Any, a: ir.Value, a_row: Any, a_step: Any, b: ir.Value, b_step: Any, columns: int, start: Sequence[ir.Value],
+    pairs: bool = False
+) -> list[ir.Value]:  # fmt: skip
+    """start[i · columns + j] + Σ_k A[i, k] B[k, j·LANES …], A at a + i·a_row + k·a_step, B at b + k·b_step.
+
+    pairs: each item of A and B holds two bf16 numbers, and a step is a dot product.
+    """
     rows = len(start) // columns
-    row_pointers = [offset(e, a, (i, a_row)) for i in range(rows)]
+    row_pointers, product = [offset(e, a, (i, a_row)) for i in range(rows)], e.dot if pairs else e.fma
 
     def step(k: ir.Value, u: int, sums: list[ir.Value]) -> list[ir.Value]:
         at = offset(e, b, (k, b_step), (u, b_step))
-        vectors = [e.load(offset(e, at, (j, e.lanes)), SCALARS[e.double]) for j in range(columns)]
+        places = [offset(e, at, (j, e.lanes)) for j in range(columns)]
+        vectors = [vector_at(e.b, p, I32, e.lanes) if pairs else e.load(p, SCALARS[e.double]) for p in places]
         new = []
         for i in range(rows):
             x = e.splat(e.b.load(offset(e, row_pointers[i], (k, a_step), (u, a_step)), align=e.bytes))
-            new += [e.fma(x, vectors[j], sums[i * columns + j]) for j in range(columns)]
+            new += [product(x, vectors[j], sums[i * columns + j]) for j in range(columns)]
         return new
 
     return unrolled_loop(e, count, list(start), step)
@@ -111,18 +116,18 @@ def number(numba_type: Any, value: ir.Value) -> Any:
 def multiply(typing, count, a, a0, a_row, a_step, b, b0, b_step, c, c0, c_row, rows, columns):
     """C[i, j] += Σ_k A[i, k] B[k, j] for `rows` rows and columns · LANES columns, k < count: the sum starts at 0 and is added at its end.
 
-    Arrays are flat and contiguous, indices in items; rows and columns are constants.
+    Arrays are flat and contiguous, indices in items; rows and columns are constants. A and B may both be arrays of pairs of bf16 numbers.
     """
     if not isinstance(rows, types.IntegerLiteral) or not isinstance(columns, types.IntegerLiteral):
         return None
-    n_rows, n_columns, scalar = rows.literal_value, columns.literal_value, COMPUTE[b.dtype]
+    n_rows, n_columns, scalar = rows.literal_value, columns.literal_value, c.dtype
 
     def generate(context, builder, signature, arguments):
         e, kinds = Emitter(context, builder, scalar), signature.args
         values = [number(kind, value) for kind, value in zip(kinds, arguments, strict=True)]
         n, _, _, row_a, step_a, _, _, step_b, _, _, row_c = values[:11]
         pa, pb, pc = (item_pointer(context, builder, kinds[i], arguments[i], arguments[i + 1]) for i in (1, 5, 8))
-        sums = accumulate(e, n, pa, row_a, step_a, pb, step_b, n_columns, [e.constant(0.0)] * (n_rows * n_columns))
+        sums = accumulate(e, n, pa, row_a, step_a, pb, step_b, n_columns, [e.constant(0.0)] * (n_rows * n_columns), in_pairs(b))
         for i in range(n_rows):
             for j in range(n_columns):
                 at = offset(e, pc, (i, row_c), (j, e.lanes))

@@ -101,8 +101,10 @@ def sums_size(kind: BiasKind, terms: int, lanes: int) -> int:
     return {"none": 0, "linear": 1, "log": 2, "exp": 2 * terms, "table": terms}[kind] * lanes
 
 
-def add_bias_sums(e: Emitter, kind: BiasKind, terms: int, parameters: list[ir.Value], g: ir.Value, y: ir.Value, sums: ir.Value) -> None:
-    """What the parameters' gradients need of G = ∂L/∂b, added lane by lane, so that no two lanes meet in one place:
+def add_bias_sums(
+    e: Emitter, several: Emitter, kind: BiasKind, terms: int, parameters: list[ir.Value], g: ir.Value, y: ir.Value, sums: ir.Value
+) -> None:
+    """What the parameters' gradients need of G = ∂L/∂b, in vectors of `several`, added lane by lane of `e`, so that no two lanes meet in one place:
 
     linear Σ G y;  log Σ G log₂ y and Σ G (y − 1)/y;  exp Σ G e_m and Σ G y e_m for each m;  table the two shares of each knot.
     """
@@ -110,27 +112,29 @@ def add_bias_sums(e: Emitter, kind: BiasKind, terms: int, parameters: list[ir.Va
     def collect(number: int, term: ir.Value | None, factor: ir.Value) -> None:
         at = e.b.gep(sums, [ir.Constant(I32, number * e.lanes)])
         scalar = types.float64 if e.double else types.float32
-        old = e.load(at, scalar)
-        e.store(e.b.fadd(old, factor) if term is None else e.fma(term, factor, old), at, scalar)
+        total = e.load(at, scalar)
+        for i, part in enumerate(e.parts(factor)):
+            total = e.b.fadd(total, part) if term is None else e.fma(e.parts(term)[i], part, total)
+        e.store(total, at, scalar)
 
     match kind:
         case "linear":
             collect(0, g, y)
         case "log":
-            collect(0, g, e.log2(y))
-            collect(1, g, e.b.fdiv(e.b.fsub(y, e.constant(1.0)), y))
+            collect(0, g, several.log2(y))
+            collect(1, g, e.b.fdiv(e.b.fsub(y, several.constant(1.0)), y))
         case "exp":
             for m in range(terms):
-                term = e.b.fmul(g, e.exp2(e.b.fmul(parameters[terms + m], y)))
+                term = e.b.fmul(g, several.exp2(e.b.fmul(parameters[terms + m], y)))
                 collect(m, None, term)
                 collect(terms + m, term, y)
         case "table":
-            below, fraction = emit_knot(e, terms, y)
+            below, fraction = emit_knot(several, terms, y)
             right = e.b.fmul(g, fraction)
             left = e.b.fsub(g, right)
-            for lane in range(e.lanes):
+            for lane in range(several.lanes):
                 index = e.b.mul(e.b.extract_element(below, ir.Constant(I32, lane)), ir.Constant(e.int_type, e.lanes))
-                for share, shift in ((left, lane), (right, lane + e.lanes)):
+                for share, shift in ((left, lane % e.lanes), (right, lane % e.lanes + e.lanes)):
                     at = e.b.gep(sums, [e.b.add(index, ir.Constant(e.int_type, shift))])
                     e.b.store(e.b.fadd(e.b.load(at, align=e.bytes), e.b.extract_element(share, ir.Constant(I32, lane))), at, align=e.bytes)
 
