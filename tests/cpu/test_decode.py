@@ -96,7 +96,8 @@ def spoil_free_slots(decoder: CpuDecoder, n: int) -> None:
         k, v = block.ring
         if k.dtype == np.uint32:  # two numbers in a word: of one token's key, of two tokens' values
             keys, values = (a.view(np.uint16).reshape(*a.shape, 2) for a in (k, v))
-            keys[:, :, free // 64, :, free % 64] = values[:, :, free // 64, free % 64 // 2, :, free % 2] = as_bits(np.array(np.nan, ml_dtypes.bfloat16))
+            nan = as_bits(np.array(np.nan, ml_dtypes.bfloat16))
+            keys[:, :, free // 64, :, free % 64] = values[:, :, free // 64, free % 64 // 2, :, free % 2] = nan
             continue
         nan = np.array(np.nan, as_storage(k).dtype).view(k.dtype)
         k[:, :, free // 64, :, free % 64] = v[:, :, free // 64, free % 64] = nan

@@ -8,10 +8,8 @@ The forward pass zips keys by position, so that decoding, which has them one by 
 rounded to bf16 before they are multiplied; sums, softmax and references stay in float32.
 """
 
-from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 

@@ -2,7 +2,7 @@
 
 A score is x = (q_i · k_j) log₂ e / √D + log₂ e · b(Δ) − m_i with the row's reference m_i as the start of its sum: 2^x needs no subtraction later.
 Scores are sums first (`raw_scores`), and go through registers a second time. `scores_to_weights` does it for a tile in which every query reads every
-key; for tiles with a mask `add_bias` and `where_read` do the same, a vector of queries at a time and only where some of them read, with the same bits.
+key; for tiles with a mask `add_bias` and `where_read` do it with the same bits, a vector of queries at a time and only where some of them read.
 
 Queries and keys in pairs of bf16 numbers (attention_pairs.py) are not scaled when they are packed, and −m_i is added after the sum.
 """
@@ -65,9 +65,10 @@ def scores_to_weights(typing, kind, terms, n, s, u, w, parameters, sums, tops):
         e, kinds, zero = Emitter(context, b, scalar), signature.args, ir.Constant(I64, 0)
         ps, pu, pw, par, pl, px = (item_pointer(context, b, kinds[i], arguments[i], zero) for i in range(3, 9))
         name, count, row = kind.literal_value, terms.literal_value, e.several(AT_ONCE)
-        for column in range(0, BLOCK, row.lanes):
+        values = emit_parameters(row, name, count, par)
+
+        def all_keys(column: int) -> None:
             us, *carried = (row.load(offset(e, p, (column, 1)), scalar) for p in (pu, pl, px))
-            values = emit_parameters(row, name, count, par)
 
             def step(j: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
                 at = offset(e, ps, (j, BLOCK), (column, 1))
@@ -79,6 +80,9 @@ def scores_to_weights(typing, kind, terms, n, s, u, w, parameters, sums, tops):
 
             for v, p in zip(counted_loop(e, zero, arguments[2], 1, carried, step), (pl, px), strict=True):
                 row.store(v, offset(e, p, (column, 1)), scalar)
+
+        for column in range(0, BLOCK, row.lanes):
+            all_keys(column)
         return context.get_dummy_value()
 
     return types.void(kind, terms, n, s, u, w, parameters, sums, tops), generate
@@ -185,6 +189,6 @@ def score_gradients(
 
 
 GRADIENT_ARGUMENTS = (
-    "kind", "terms", "masked", "drops", "first", "end", "column", "minus_delta", "u", "w", "y", "lo", "hi", "parameters", "mask", "skipped", "p", "ds",
-    "sums", "columns",
+    "kind", "terms", "masked", "drops", "first", "end", "column", "minus_delta", "u", "w", "y", "lo", "hi", "parameters", "mask", "skipped", "p",
+    "ds", "sums", "columns",
 )  # fmt: skip
