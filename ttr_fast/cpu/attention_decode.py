@@ -23,16 +23,16 @@ from ttr_fast.cpu.attention_tiles import BLOCK, add_bias
 from ttr_fast.cpu.jit import inner, kernel
 from ttr_fast.cpu.kv_ring import kv_ring_append, kv_ring_append_pairs
 from ttr_fast.cpu.rope import copy_row, turn_row
-from ttr_fast.cpu.simd import I32, Emitter, in_pairs, item_pointer, vector_at
+from ttr_fast.cpu.simd import I32, LINE, Emitter, in_pairs, item_pointer, vector_at
 from ttr_fast.cpu.tiles import offset, unrolled_loop
 from ttr_fast.cpu.time_bias import SHIFTS
 
 
 @intrinsic(prefer_literal=True)
-def chains(typing, count, a, a0, start, b, b0, b_step, c, c0, columns):
+def chains(typing, count, a, a0, start, b, b0, b_step, c, c0, columns, ahead):
     """C[j] = start + Σ_k a[k] B[k, j] for columns · LANES columns, k < count: one chain each; B in storage, read once. All arrays flat.
 
-    a and B may both be arrays of pairs of bf16 numbers.
+    a and B may both be arrays of pairs of bf16 numbers. ahead: how far behind B lies what will be read next, and is asked for meanwhile.
     """
     if not isinstance(columns, types.IntegerLiteral):
         return None
@@ -46,6 +46,8 @@ def chains(typing, count, a, a0, start, b, b0, b_step, c, c0, columns):
             at = offset(e, pb, (k, arguments[6]), (u, arguments[6]))
             x = e.splat(builder.load(offset(e, pa, (k, 1), (u, 1)), align=e.bytes))
             places = [offset(e, at, (j, e.lanes)) for j in range(n)]
+            for p in places[:: max(LINE * 8 // (e.lanes * b.dtype.bitwidth), 1)]:
+                e.prefetch(offset(e, p, (arguments[10], 1)))
             if pairs:
                 return [e.dot(x, vector_at(builder, p, I32, e.lanes), s) for p, s in zip(places, sums, strict=True)]
             return [e.fma(x, e.load(p, b.dtype), s) for p, s in zip(places, sums, strict=True)]
@@ -54,7 +56,7 @@ def chains(typing, count, a, a0, start, b, b0, b_step, c, c0, columns):
             e.store(v, offset(e, pc, (j, e.lanes)), scalar)
         return context.get_dummy_value()
 
-    return types.void(count, a, a0, start, b, b0, b_step, c, c0, columns), generate
+    return types.void(count, a, a0, start, b, b0, b_step, c, c0, columns, ahead), generate
 
 
 @functools.cache
@@ -67,7 +69,7 @@ def decode_kernel(spec: Spec) -> Any:
     highest, unset = f(60.0), f(-np.inf)
 
     @inner(spec)
-    def scores(k, k_at, q, q_at, steps, start, scale, time, time_at, first, last, is_own, moment, now, rate, parameters, y, x):
+    def scores(k, k_at, q, q_at, steps, start, scale, time, time_at, first, last, is_own, moment, now, rate, parameters, y, x, ahead):
         """x of the tile's keys first … last, −∞ for the others; the largest. What lies in other slots is read, but reaches nothing."""
         y[:] = f(shift)
         if is_own:
@@ -77,7 +79,7 @@ def decode_kernel(spec: Spec) -> Any:
             u = f((now - moment) * rate + shift)
             for j in range(first, last + 1):
                 y[j] = u + f((moment - time[time_at + j]) * rate)
-        chains(steps, q, q_at, f(0) if pairs else start, k, k_at, BLOCK, x, 0, columns)
+        chains(steps, q, q_at, f(0) if pairs else start, k, k_at, BLOCK, x, 0, columns, ahead)
         for j in range(0, BLOCK, lanes):
             score = simd.load(x, j)
             if pairs:
@@ -93,28 +95,28 @@ def decode_kernel(spec: Spec) -> Any:
         return simd.largest(top)
 
     @inner(spec)
-    def add_values(weights, first, end, v, v_at, width, tile_values):
+    def add_values(weights, first, end, v, v_at, width, tile_values, ahead):
         """The values of a tile from its weights first … end − 1, counted as v is."""
         wide, n, at = width // (4 * lanes) * (4 * lanes), end - first, v_at + first * width
         for d in range(0, wide, 4 * lanes):
-            chains(n, weights, first, f(0), v, at + d, width, tile_values, d, 4)
+            chains(n, weights, first, f(0), v, at + d, width, tile_values, d, 4, ahead)
         for d in range(wide, width, lanes):
-            chains(n, weights, first, f(0), v, at + d, width, tile_values, d, 1)
+            chains(n, weights, first, f(0), v, at + d, width, tile_values, d, 1, ahead)
 
     @inner(spec)
-    def add_values_in_pairs(weights, first, end, v, v_at, width, tile_values, words):
+    def add_values_in_pairs(weights, first, end, v, v_at, width, tile_values, ahead, words):
         round_rows(weights, 1, f(1), words)
-        add_values(words, first // 2, (end + 1) // 2, v, v_at, width, tile_values)
+        add_values(words, first // 2, (end + 1) // 2, v, v_at, width, tile_values, ahead)
 
     @inner(spec)
-    def weigh(v, v_at, first, last, width, off, y, x, tile_values):
+    def weigh(v, v_at, first, last, width, off, y, x, tile_values, ahead):
         """Scores to weights; their sum, and the values of the tile."""
         for j in range(0, BLOCK, lanes):
             simd.store(simd.exp2(simd.sub(simd.load(x, j), simd.splat(off))), x, j)
         if pairs:
-            add_values_in_pairs(x, first, last + 1, v, v_at, width, tile_values, in_words(y))
+            add_values_in_pairs(x, first, last + 1, v, v_at, width, tile_values, ahead, in_words(y))
         else:
-            add_values(x, first, last + 1, v, v_at, width, tile_values)
+            add_values(x, first, last + 1, v, v_at, width, tile_values, ahead)
         total = f(0)
         for j in range(first, last + 1):
             total += x[j]
@@ -137,8 +139,9 @@ def decode_kernel(spec: Spec) -> Any:
             tile = own - step
             first, last = max(position - window + 1 - tile * BLOCK, 0), min(position - tile * BLOCK, BLOCK - 1)
             at = ((b * k.shape[1] + g) * tiles + tile % tiles) * BLOCK * width // held
+            ahead = ((tile + tiles - 1) % tiles - tile % tiles) * BLOCK * width // held
             start, slot = -reference if step else f(0), tile % tiles * BLOCK
-            top = scores(k, at, q, q_at, width // held, start, scale, clock, slot, first, last, step == 0, moment, now, rate, parameters, y, x)
+            top = scores(k, at, q, q_at, width // held, start, scale, clock, slot, first, last, step == 0, moment, now, rate, parameters, y, x, ahead)
             off, moves = f(0), step > 0 and top > highest
             if step == 0:
                 off = reference = top if top > unset else f(0)
@@ -150,7 +153,7 @@ def decode_kernel(spec: Spec) -> Any:
                     values[d] *= shrunk
             if step < begin:
                 continue
-            total = weigh(v, at, first, last, width, off, y, x, tile_values)
+            total = weigh(v, at, first, last, width, off, y, x, tile_values, ahead)
             if apart:
                 partial[step, :width] = tile_values[:width]
                 partial[step, width], partial[step, width + 1] = total, f(moves)

@@ -27,6 +27,8 @@ from ttr_fast.cpu import half
 
 I8, I16, I32, I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F32, F64 = ir.FloatType(), ir.DoubleType()
+LINE = 64
+"""Bytes that come from memory together."""
 LANES = {types.float32: 16, types.float64: 8}
 
 
@@ -199,6 +201,11 @@ class Emitter:
         v = self.to_storage(v, item)
         self.b.store(v, self.b.bitcast(pointer, v.type.as_pointer()), align=self.bytes if item in (types.float32, types.float64) else 2)
 
+    def prefetch(self, pointer: ir.Value) -> None:
+        """Ask for the line at an address, into the second cache."""
+        reads, near, data = (ir.Constant(I32, n) for n in (0, 2, 1))
+        self.call("llvm.prefetch.p0", ir.VoidType(), self.b.bitcast(pointer, I8.as_pointer()), reads, near, data)
+
     def from_storage(self, stored: ir.Value, item: Any) -> ir.Value:
         """A vector as it lies in memory, in the type of arithmetic."""
         if item in (types.float32, types.float64):
@@ -310,10 +317,7 @@ def prefetch(typing, array, index):
     """Ask for the line of an item that will be read soon, into the second cache."""
 
     def generate(context, b, signature, arguments):
-        pointer = b.bitcast(item_pointer(context, b, array, *arguments), I8.as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
-        function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
-        b.call(function, [pointer, ir.Constant(I32, 0), ir.Constant(I32, 2), ir.Constant(I32, 1)])
+        Emitter(context, b, types.float32).prefetch(item_pointer(context, b, array, *arguments))
         return context.get_dummy_value()
 
     return types.void(array, types.intp), generate
