@@ -1,22 +1,34 @@
-"""A model on disk: `params.safetensors`, every parameter under its name, and `config.json`, all that is needed to use it again.
+"""A model, or a whole state of training, on disk: one folder, which appears whole or not at all.
 
-Both files are written under a temporary name and renamed; config.json comes last, so a folder that has one is whole.
+    params.safetensors       every parameter under its name
+    optimizer.safetensors    AdamW's moments, `m.` and `v.` before the parameters' names; only where training is to go on
+    config.json              everything else that is needed to use it again, or to go on
+    manifest.json            the size and the SHA-256 of each of the others, written last
+
+The folder is made under a temporary name beside its place, its files and itself are flushed to the disk, and it is renamed. Formats that are older
+stay readable: version 1 had no manifest.
 """
 
+import hashlib
 import os
+import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
 from ttr_fast.data.time_text import TimeUnit
 from ttr_fast.errors import UserError
+from ttr_fast.training.step import TrainState
+from ttr_ref.adamw import AdamWState
 from ttr_ref.config import ModelConfig, TrainConfig
+from ttr_ref.loss_scaling import LossScale
 from ttr_ref.model import ModelParams, model_init
 from ttr_ref.tree import from_named_leaves, named_leaves
 
-CONFIG, PARAMS = "config.json", "params.safetensors"
+CONFIG, PARAMS, OPTIMIZER, MANIFEST = "config.json", "params.safetensors", "optimizer.safetensors", "manifest.json"
+TEMPORARY = ".tmp-"
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -36,31 +48,106 @@ class CheckpointConfig(msgspec.Struct, frozen=True):
     source: Source
     vocabulary: tuple[str, ...]
     step: int
-    format_version: Literal[1] = 1
+    loss_scale: LossScale | None = None
+    """Where training is to go on."""
+    optimizer_steps: int = 0
+    """Steps that were not skipped; as the loss scale."""
+    format_version: Literal[1, 2] = 2
 
 
-def save_checkpoint(folder: Path, params: ModelParams, config: CheckpointConfig) -> None:
-    """Write both files into the folder, making it if need be."""
+class Written(msgspec.Struct, frozen=True):
+    """What the manifest says of a file."""
+
+    bytes: int
+    sha256: str
+
+
+def save_checkpoint(folder: Path, params: ModelParams, config: CheckpointConfig, optimizer: AdamWState | None = None) -> None:
+    """Make the folder, which must not exist yet; with `optimizer`, and the config's loss scale, training can go on from it.
+
+    Raises UserError if the disk refuses; nothing is left then.
+    """
+    contents = {PARAMS: tensors(named_leaves(params))}
+    if optimizer is not None:
+        moments = {"m": named_leaves(optimizer.m), "v": named_leaves(optimizer.v)}
+        contents[OPTIMIZER] = tensors({f"{kind}.{name}": leaf for kind, leaves in moments.items() for name, leaf in leaves.items()})
+    contents[CONFIG] = msgspec.json.format(msgspec.json.encode(config), indent=2)
+    manifest = {name: Written(len(content), hashlib.sha256(content).hexdigest()) for name, content in contents.items()}
+    contents[MANIFEST] = msgspec.json.encode(manifest)  # without blanks, in which a flipped bit would go unnoticed
+    temporary = folder.with_name(f"{TEMPORARY}{folder.name}-{os.getpid()}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+        for name, content in contents.items():
+            write_durably(temporary / name, content)
+        flush_folder(temporary)
+        temporary.rename(folder)
+        flush_folder(folder.parent)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def tensors(leaves: dict[str, np.ndarray]) -> bytes:
+    """The bytes of a safetensors file."""
     from safetensors.numpy import save
 
-    folder.mkdir(parents=True, exist_ok=True)
     # safetensors writes an array's memory as it lies, so a transposed one would come back scrambled
-    leaves = {name: np.ascontiguousarray(leaf) for name, leaf in named_leaves(params).items()}
-    replace_file(folder / PARAMS, save(leaves))
-    replace_file(folder / CONFIG, msgspec.json.format(msgspec.json.encode(config), indent=2))
+    return save({name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()})
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """A file that is on the disk when this returns."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Names in the folder are on the disk when this returns."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def replace_file(path: Path, content: bytes) -> None:
     """The file appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_durably(temporary, content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def verified(folder: Path) -> dict[str, bytes]:
+    """The contents of a checkpoint's files.
+
+    Raises UserError if it is none, or if a file is missing or not what was written.
+    """
+    if not folder.is_dir() or not (folder / CONFIG).is_file():
+        raise UserError(f"{folder}: not a checkpoint, expected a folder with {CONFIG} and {PARAMS}")
+    try:
+        contents = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name in (CONFIG, PARAMS, OPTIMIZER, MANIFEST)}
+        if MANIFEST not in contents:
+            return contents  # version 1
+        manifest = msgspec.json.decode(contents[MANIFEST], type=dict[str, Written])
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder / MANIFEST}: damaged: {error}") from error
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
+    for name, written in manifest.items():
+        if name not in contents:
+            raise UserError(f"{folder / name}: missing, expected {written.bytes} bytes")
+        if (size := len(contents[name])) != written.bytes:
+            raise UserError(f"{folder / name}: damaged: {size} bytes, expected {written.bytes}")
+        if hashlib.sha256(contents[name]).hexdigest() != written.sha256:
+            raise UserError(f"{folder / name}: damaged: its SHA-256 is not the one in {MANIFEST}")
+    return contents
 
 
 def load_checkpoint(folder: Path) -> tuple[ModelParams, CheckpointConfig]:
@@ -68,19 +155,42 @@ def load_checkpoint(folder: Path) -> tuple[ModelParams, CheckpointConfig]:
 
     Raises UserError if the folder is no checkpoint, or one of its files is damaged or does not fit the other.
     """
+    contents = verified(folder)
+    config = decoded_config(folder, contents)
+    return params_of(folder, contents, PARAMS, "", config), config
+
+
+def load_state(folder: Path) -> tuple[TrainState, CheckpointConfig]:
+    """(state of training, configuration).
+
+    Raises UserError as load_checkpoint, and if the checkpoint is of a model alone.
+    """
+    contents = verified(folder)
+    config = decoded_config(folder, contents)
+    if OPTIMIZER not in contents or config.loss_scale is None:
+        raise UserError(f"{folder}: holds a model alone, expected {OPTIMIZER} too to go on with its training")
+    params = params_of(folder, contents, PARAMS, "", config)
+    m, v = (params_of(folder, contents, OPTIMIZER, f"{kind}.", config) for kind in ("m", "v"))
+    return TrainState(params, AdamWState(m, v, config.optimizer_steps), config.loss_scale, config.step), config
+
+
+def decoded_config(folder: Path, contents: dict[str, bytes]) -> CheckpointConfig:
+    """config.json."""
+    try:
+        return msgspec.json.decode(contents[CONFIG], type=CheckpointConfig)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder / CONFIG}: not a checkpoint's configuration: {error}") from error
+
+
+def params_of(folder: Path, contents: dict[str, bytes], file: str, prefix: str, config: CheckpointConfig) -> Any:
+    """A tree like the parameters, from what the file holds under names with the prefix."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    if not folder.is_dir() or not (folder / CONFIG).is_file():
-        raise UserError(f"{folder}: not a checkpoint, expected a folder with {CONFIG} and {PARAMS}")
-    try:
-        config = msgspec.json.decode((folder / CONFIG).read_bytes(), type=CheckpointConfig)
-    except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{folder / CONFIG}: not a checkpoint's configuration: {error}") from error
     template = model_init(config.model, seed=0)
     try:
-        leaves = load((folder / PARAMS).read_bytes())
-        return from_named_leaves(template, leaves), config
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        found = load(contents[file])
+        return from_named_leaves(template, {name.removeprefix(prefix): leaf for name, leaf in found.items() if name.startswith(prefix)})
+    except (SafetensorError, KeyError, ValueError) as error:
         detail = error.args[0] if isinstance(error, KeyError) else error
-        raise UserError(f"{folder / PARAMS}: not the parameters that {CONFIG} describes: {detail}") from error
+        raise UserError(f"{folder / file}: not the parameters that {CONFIG} describes: {detail}") from error

@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ from ttr_fast.data.batches import training_batch
 from ttr_fast.data.sequences import EventSequences
 from ttr_fast.errors import UserError
 from ttr_fast.model import Backend
+from ttr_fast.training.checkpoint import replace_file
 from ttr_fast.training.evaluation import evaluate
+from ttr_fast.training.interrupt import StopRequests
 from ttr_fast.training.step import StepReport, TrainState, train_start, train_step
 from ttr_ref.config import ModelConfig, TrainConfig
 
@@ -36,24 +40,46 @@ class MetricsFile:
         """All lines so far."""
         return [msgspec.json.decode(line) for line in self.path.read_bytes().splitlines()] if self.path.exists() else []
 
+    def rewind(self, step: int) -> None:
+        """Forget what was written after a step, and a last line that was not finished: training goes on from there."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            try:
+                written = msgspec.json.decode(line)["step"]
+            except msgspec.DecodeError:
+                break
+            if written <= step:
+                kept.append(line)
+        replace_file(self.path, b"".join(kept))
+
+
+Keeper = Callable[[TrainState, float | None], object]
+"""Saves a state; the second argument is the held-out nats where they were just measured."""
+
 
 def train(
-    backend: Backend, events: EventSequences, held_out: EventSequences, model: ModelConfig, config: TrainConfig, metrics: MetricsFile, label: str
-) -> TrainState:
-    """The state after config.steps steps.
+    backend: Backend, events: EventSequences, held_out: EventSequences, model: ModelConfig, config: TrainConfig, metrics: MetricsFile, label: str,
+    state: TrainState | None = None, keep: Keeper | None = None, save_every: int | None = None
+) -> TrainState:  # fmt: skip
+    """The state after config.steps steps, going on from `state` if it is given.
+
+    keep: called every `save_every` steps, after each evaluation and at the end; with it, a signal ends training after the step that is under way.
 
     Raises UserError if the loss stops being finite.
     """
     from tqdm import tqdm
 
-    state = train_start(model, config)
+    state = train_start(model, config) if state is None else state
     tokens = config.rows * config.length
     measured_at = {round(config.steps * (i + 1) / EVALUATIONS) for i in range(EVALUATIONS)}
     refresh = 0.1 if sys.stderr.isatty() else 20.0  # seconds; a log file need not hold every step
     # an overflow is what loss scaling waits for, and any other number that is no number is reported below
-    bar = tqdm(total=config.steps, desc=label, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=refresh)
-    with np.errstate(all="ignore"), bar:
-        for step in range(config.steps):
+    bar = tqdm(total=config.steps, initial=state.step, desc=label, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=refresh)
+    stop = StopRequests()
+    with np.errstate(all="ignore"), bar, stop if keep else nullcontext():
+        for step in range(state.step, config.steps):
             start = time.perf_counter()
             state, report = train_step(backend, state, training_batch(events, config, step), model, config)
             seconds = time.perf_counter() - start
@@ -61,9 +87,17 @@ def train(
             metrics.write(run=label, kind="step", step=step + 1, tokens_per_second=tokens / seconds, **report._asdict())
             bar.set_postfix_str(f"loss {report.loss:.3f}, {tokens / seconds / 1000:.1f}k tokens/s", refresh=False)
             bar.update()
+            nats = None
             if step + 1 in measured_at:
-                for result in evaluate(backend, state.params, held_out, model):
+                results = evaluate(backend, state.params, held_out, model)
+                for result in results:
                     metrics.write(run=label, kind="held_out", step=step + 1, **result._asdict())
+                nats = results[0].token_nats
+            due = nats is not None or step + 1 == config.steps or (save_every is not None and (step + 1) % save_every == 0)
+            if keep and (due or stop.wanted):
+                keep(state, nats)
+            if stop.wanted:
+                break
     return state
 
 

@@ -1,0 +1,123 @@
+"""A run that was stopped, or killed, goes on as if nothing had happened."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.fast.conftest import COLUMNS, SMALL
+from ttr_fast import cli
+from ttr_fast.errors import UserError
+from ttr_fast.training.saves import Saves
+
+DROPOUT = ["--model.dropout.attn", "0.1", "--model.dropout.head", "0.1", "--model.dropout.ff", "0.2", "--model.dropout.block", "0.1"]
+
+
+def options(corpus: Path, folder: Path, steps: int, *more: str) -> list[str]:
+    return ["train", "--data", str(corpus), "--out", str(folder), *COLUMNS, *SMALL, *DROPOUT, "--train.steps", str(steps), *more]
+
+
+def started(arguments: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "from ttr_fast.cli import main; main()", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def metrics_of(folder: Path) -> list[dict[str, object]]:
+    """Without what a clock says."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "tokens_per_second"} for line in lines]
+
+
+def stopped(arguments: list[str], folder: Path, number: signal.Signals, step: int) -> tuple[int, str]:
+    """(exit code, what it said) of a process that gets the signal once a step is in its metrics."""
+    process = started(arguments)
+    while not (folder / "metrics.jsonl").exists() or (folder / "metrics.jsonl").read_bytes().count(b'"kind":"step"') < step:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=120)
+    return process.returncode, said
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_stopped_and_resumed_is_as_if_never_stopped(corpus: Path, tmp_path: Path, backend: str, dtype: str) -> None:
+    """Parameters, moments, loss scale and metrics; every kind of dropout on."""
+    more = ["--backend", backend, "--model.dtype", dtype, "--save-every", "7"]
+    cli.run(options(corpus, tmp_path / "straight", 24, *more))
+    number = {"f32": signal.SIGINT, "bf16": signal.SIGTERM, "f16": signal.SIGUSR1}[dtype]
+    folder = tmp_path / "stopped"
+    code, said = stopped(options(corpus, folder, 24, *more), folder, number, 5)
+    assert code == 0
+    step = Saves(folder / "saves").steps()[-1]
+    assert 5 <= step < 24
+    assert said == f"stopped after step {step} of 24; to go on:  ttr train --resume {folder}\n"
+    cli.run(["train", "--resume", str(folder)])
+    assert metrics_of(folder) == metrics_of(tmp_path / "straight")
+    for file in ("params.safetensors", "optimizer.safetensors", "config.json"):
+        ours, theirs = (Saves(f / "saves").path(24) / file for f in (folder, tmp_path / "straight"))
+        assert ours.read_bytes() == theirs.read_bytes(), file
+
+
+def test_killed_at_any_moment(corpus: Path, tmp_path: Path) -> None:
+    """SIGKILL, again and again: no step whose save was acknowledged is lost, and the end is the same."""
+    more = ["--backend", "reference", "--save-every", "1"]
+    cli.run(options(corpus, tmp_path / "straight", 40, *more))
+    rng, folder, acknowledged = np.random.default_rng(0), tmp_path / "killed", 0
+    arguments, saves = options(corpus, folder, 40, *more), Saves(folder / "saves")
+    for _ in range(6):
+        process = started(arguments)
+        before = acknowledged
+        while process.poll() is None and (not saves.folder.exists() or saves.steps()[-1:] <= [before]):
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.15))
+        acknowledged = max(saves.steps())
+        process.kill()
+        process.communicate()
+        state, _ = saves.newest()
+        assert state.step >= acknowledged > before or process.returncode == 0
+        arguments = ["train", "--resume", str(folder)]
+    cli.run(arguments)
+    assert metrics_of(folder) == metrics_of(tmp_path / "straight")
+    assert (folder / "checkpoint/params.safetensors").read_bytes() == (tmp_path / "straight/checkpoint/params.safetensors").read_bytes()
+
+
+def test_killed_after_its_last_step(run_folder: Path, tmp_path: Path) -> None:
+    """The model is there, the results are not: they are made."""
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    results = json.loads((folder / "results.json").read_bytes())["held_out"]
+    (folder / "results.json").unlink()
+    cli.run(["train", "--resume", str(folder)])
+    assert json.loads((folder / "results.json").read_bytes())["held_out"] == results
+
+
+def test_what_cannot_be_resumed_is_told(corpus: Path, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    cli.run(["train", "--resume", str(run_folder)])
+    assert capsys.readouterr().out == f"{run_folder} is finished: all 150 steps are done, and its model is in {run_folder / 'checkpoint'}\n"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "notes.txt").write_text("milk")
+    for name, what in (("nowhere", "there is no such folder"), ("empty", "it is empty"), ("foreign", "there is no run.json in it")):
+        with pytest.raises(UserError) as told:
+            cli.run(["train", "--resume", str(tmp_path / name)])
+        assert str(told.value) == f"{tmp_path / name}: {what}, expected the folder of a run of ttr train"
+    with pytest.raises(UserError, match=r"^nothing to train on: name a CSV with --data, or a run that was stopped with --resume$"):
+        cli.run(["train"])
+
+
+def test_other_data_are_refused(corpus: Path, tmp_path: Path) -> None:
+    data, folder = tmp_path / "events.csv", tmp_path / "run"
+    data.write_bytes(corpus.read_bytes())
+    stopped(options(data, folder, 300, "--backend", "reference"), folder, signal.SIGTERM, 1)
+    data.write_text(data.read_text() + "e99,1700000000,a\ne99,1700000100,b\n")
+    with pytest.raises(UserError) as told:
+        cli.run(["train", "--resume", str(folder)])
+    assert str(told.value) == f"{data}: not the file that {folder} was started on (its SHA-256 differs)"

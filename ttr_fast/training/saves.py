@@ -1,0 +1,83 @@
+"""The states of a run that are kept on disk: RUN/saves/step-00000100, …, each a checkpoint from which training can go on.
+
+The last few are kept, and the best on held-out data. A damaged one is named and passed over. What a killed process left half-made is swept away.
+"""
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from ttr_fast.errors import UserError
+from ttr_fast.training.checkpoint import TEMPORARY, CheckpointConfig, load_state, replace_file, save_checkpoint
+from ttr_fast.training.step import TrainState
+
+PREFIX, BEST = "step-", "best.json"
+
+
+class Best(msgspec.Struct, frozen=True):
+    """best.json: the step whose held-out nats are lowest."""
+
+    step: int
+    nats: float
+
+
+@dataclass(frozen=True)
+class Saves:
+    """The folder of a run's saves."""
+
+    folder: Path
+    keep: int = 2
+    """How many of the last are kept, beside the best."""
+
+    def path(self, step: int) -> Path:
+        """Where a step is saved."""
+        return self.folder / f"{PREFIX}{step:08d}"
+
+    def steps(self) -> list[int]:
+        """Those that are saved, in order."""
+        names = [path.name.removeprefix(PREFIX) for path in self.folder.glob(f"{PREFIX}*")]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def sweep(self) -> None:
+        """Away with what was never finished."""
+        for path in self.folder.glob(f"{TEMPORARY}*"):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def best(self) -> Best | None:
+        """The best so far."""
+        try:
+            return msgspec.json.decode((self.folder / BEST).read_bytes(), type=Best)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def save(self, state: TrainState, config: CheckpointConfig, nats: float | None = None) -> Path:
+        """Save the state; nats: held-out, where they were just measured. Older saves go once this one is on the disk."""
+        path = self.path(state.step)
+        full = msgspec.structs.replace(config, step=state.step, loss_scale=state.loss_scale, optimizer_steps=state.optimizer.steps)
+        if not path.exists():
+            save_checkpoint(path, state.params, full, state.optimizer)
+        best = self.best()
+        if nats is not None and (best is None or nats < best.nats):
+            best = Best(state.step, nats)
+            replace_file(self.folder / BEST, msgspec.json.encode(best))
+        for step in self.steps()[: -self.keep]:
+            if best is None or step != best.step:
+                shutil.rmtree(self.path(step), ignore_errors=True)
+        return path
+
+    def newest(self) -> tuple[TrainState, CheckpointConfig]:
+        """The last state that is whole; damaged ones are named on stderr.
+
+        Raises UserError if there is none.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return load_state(self.path(step))
+            except UserError as error:
+                print(f"{error}; going on from the save before it", file=sys.stderr)
+        found = f"none of its {len(steps)} saves is whole" if steps else "there are no saves in it"
+        raise UserError(f"{self.folder}: {found}, nothing to resume from")
