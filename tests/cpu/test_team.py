@@ -76,7 +76,9 @@ def test_small_work_is_one_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 INTERRUPTED = """
+import signal
 import numpy as np
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
 from ttr_fast.cpu.linear import linear_forward
 x, y = np.ones((64, 64), np.float32), np.zeros((64, 64), np.float32)
 print("now", flush=True)
