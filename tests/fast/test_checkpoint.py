@@ -64,11 +64,14 @@ def test_a_damaged_save_is_named_and_the_one_before_is_used(tmp_path: Path, caps
     saves.save(state_at(2), CONFIG)
     path = saves.path(2) / "optimizer.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
+    size = path.stat().st_size
     state, _ = saves.newest()
     assert same(state, state_at(1))
-    size = len(path.read_bytes())
     assert capsys.readouterr().err == f"{path}: damaged: {size} bytes, expected {size + 1}; going on from the save before it\n"
+    saves.save(state_at(2), CONFIG)  # the run comes to this step again
+    assert same(saves.newest()[0], state_at(2))
     shutil.rmtree(saves.path(1))
+    path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"none of its 1 saves is whole, nothing to resume from"):
         saves.newest()
 
@@ -127,6 +130,32 @@ def test_a_call_that_fails_leaves_all_earlier_saves_and_nothing_else(owner: Any,
         assert state.step in (1, 2)
         assert same(state, state_at(state.step))
     pytest.fail("saving never succeeded")
+
+
+def test_a_damaged_save_counts_for_none_that_is_kept(tmp_path: Path) -> None:
+    """Else the only whole one would go in its favour."""
+    saves = Saves(tmp_path / "saves", keep=1)
+    saves.save(state_at(1), CONFIG)
+    shutil.copytree(saves.path(1), saves.path(9))
+    (saves.path(9) / "manifest.json").unlink()
+    (saves.path(9) / "optimizer.safetensors").unlink()
+    assert same(saves.newest()[0], state_at(1))
+    saves.save(state_at(2), CONFIG)
+    assert same(saves.newest()[0], state_at(2))
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saves = Saves(tmp_path / "saves")
+    saves.save(state_at(1), CONFIG)
+
+    def half(path: Path, content: bytes) -> None:
+        path.write_bytes(content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, "write_durably", half)
+    with pytest.raises(UserError, match=r"cannot be written: No space left on device$"):
+        saves.save(state_at(2), CONFIG)
+    assert [p.name for p in saves.folder.iterdir()] == ["step-00000001"]
 
 
 def test_what_was_never_finished_is_swept_away(tmp_path: Path) -> None:

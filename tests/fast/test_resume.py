@@ -14,6 +14,7 @@ import pytest
 from tests.fast.conftest import COLUMNS, SMALL
 from ttr_fast import cli
 from ttr_fast.errors import UserError
+from ttr_fast.training.loop import MetricsFile
 from ttr_fast.training.saves import Saves
 
 DROPOUT = ["--model.dropout.attn", "0.1", "--model.dropout.head", "0.1", "--model.dropout.ff", "0.2", "--model.dropout.block", "0.1"]
@@ -88,6 +89,17 @@ def test_killed_at_any_moment(corpus: Path, tmp_path: Path) -> None:
     assert (folder / "checkpoint/params.safetensors").read_bytes() == (tmp_path / "straight/checkpoint/params.safetensors").read_bytes()
 
 
+def test_lines_after_the_save_are_forgotten(tmp_path: Path) -> None:
+    """And what was not finished."""
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    for step in (1, 2, 3):
+        metrics.write(step=step)
+    with metrics.path.open("ab") as file:
+        file.write(b'{"st')
+    metrics.rewind(2)
+    assert metrics.read() == [{"step": 1}, {"step": 2}]
+
+
 def test_killed_after_its_last_step(run_folder: Path, tmp_path: Path) -> None:
     """The model is there, the results are not: they are made."""
     folder = tmp_path / "run"
@@ -109,6 +121,8 @@ def test_what_cannot_be_resumed_is_told(corpus: Path, run_folder: Path, tmp_path
         with pytest.raises(UserError) as told:
             cli.run(["train", "--resume", str(tmp_path / name)])
         assert str(told.value) == f"{tmp_path / name}: {what}, expected the folder of a run of ttr train"
+    with pytest.raises(UserError, match=r"^--resume takes its options from the run; leave out all others but --json$"):
+        cli.run(["train", "--resume", str(run_folder), "--train.steps", "200"])
     with pytest.raises(UserError, match=r"^nothing to train on: name a CSV with --data, or a run that was stopped with --resume$"):
         cli.run(["train"])
 

@@ -68,7 +68,10 @@ class Command:
     def run(self) -> None:
         """Read, train, measure, save."""
         if self.resume is not None:
-            replace(stored(self.resume), json=self.json).train_in(self.resume, go_on=True)
+            if replace(self, resume=None, json=False) != Command():
+                raise UserError("--resume takes its options from the run; leave out all others but --json")
+            run = stored(self.resume)
+            replace(run.command, json=self.json).train_in(self.resume, run)
             return
         if self.data is None:
             raise UserError("nothing to train on: name a CSV with --data, or a run that was stopped with --resume")
@@ -78,8 +81,8 @@ class Command:
         self.model.config(vocab_size=1, time=TimeConfig())  # sizes that do not fit together are told before anything is read
         self.train_in(folder)
 
-    def train_in(self, folder: Path, go_on: bool = False) -> None:
-        """The run in its folder, from the start or from its last save."""
+    def train_in(self, folder: Path, before: "Run | None" = None) -> None:
+        """The run in its folder, from the start or, where it was run before, from its last save."""
         c, data = self.columns, Path(self.data or "")
         events = read_events(data, entity=c.entity, time=c.time, token=c.token, time_unit=c.time_unit, sort=self.sort)
         training, held_out = split_by_entity(events, self.held_out)
@@ -88,13 +91,16 @@ class Command:
         saved = CheckpointConfig(config, self.train, Source(c.entity, c.time, c.token, c.time_unit), events.vocabulary, 0)
         saves, metrics, state = Saves(folder / "saves", self.keep), MetricsFile(folder / "metrics.jsonl"), None
         digest = hashlib.sha256(data.read_bytes()).hexdigest()
-        if go_on:
-            state = last_state(folder, saves, saved, digest, metrics)
-            if state is None:
+        if before is not None:
+            if before.data_sha256 != digest:
+                raise UserError(f"{data}: not the file that {folder} was started on (its SHA-256 differs)")
+            if (folder / "results.json").exists():
+                print(f"{folder} is finished: all {self.train.steps} steps are done, and its model is in {folder / 'checkpoint'}")
                 return
+            state = last_state(saves, saved, metrics)
         print(f"training on {describe(training)}; held out: {describe(held_out)}", file=sys.stderr)
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / RUN, msgspec.json.format(msgspec.json.encode(Run(self, digest), enc_hook=str), indent=2))
+        replace_file(folder / RUN, msgspec.json.format(msgspec.json.encode(Run(replace(self, data=data.resolve()), digest), enc_hook=str), indent=2))
         backend, label = loaded_backend(self.backend), "with time" if self.model.with_time else "without time"
         state = train(backend, training, held_out, config, self.train, metrics, label, state,
                       lambda state, nats: saves.save(state, saved, nats), self.save_every)  # fmt: skip
@@ -123,8 +129,8 @@ class Run(msgspec.Struct, frozen=True):
     data_sha256: str
 
 
-def stored(folder: Path) -> Command:
-    """The options of a run. Raises UserError if the folder is not one of `ttr train`."""
+def stored(folder: Path) -> Run:
+    """How a run was started. Raises UserError if the folder is not one of `ttr train`."""
 
     def path_of(kind: type, value: Any) -> Any:
         return kind(value)
@@ -133,22 +139,13 @@ def stored(folder: Path) -> Command:
         what = "there is no such folder" if not folder.exists() else "it is empty" if not any(folder.iterdir()) else f"there is no {RUN} in it"
         raise UserError(f"{folder}: {what}, expected the folder of a run of ttr train")
     try:
-        return msgspec.json.decode((folder / RUN).read_bytes(), type=Run, dec_hook=path_of).command
+        return msgspec.json.decode((folder / RUN).read_bytes(), type=Run, dec_hook=path_of)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{folder / RUN}: not the options of a run: {error}") from error
 
 
-def last_state(folder: Path, saves: Saves, expected: CheckpointConfig, digest: str, metrics: MetricsFile) -> TrainState | None:
-    """Where a run goes on; None if it is finished.
-
-    Raises UserError if the data are not those it was started on, or if no save is whole.
-    """
-    run = msgspec.json.decode((folder / RUN).read_bytes())
-    if run["data_sha256"] != digest:
-        raise UserError(f"{run['command']['data']}: not the file that {folder} was started on (its SHA-256 differs)")
-    if (folder / "results.json").exists():
-        print(f"{folder} is finished: all {expected.train.steps} steps are done, and its model is in {folder / 'checkpoint'}")
-        return None
+def last_state(saves: Saves, expected: CheckpointConfig, metrics: MetricsFile) -> TrainState:
+    """Where a run goes on. Raises UserError if no save is whole, or if it is of another model."""
     saves.sweep()
     state, config = saves.newest()
     if (config.model, config.train, config.vocabulary) != (expected.model, expected.train, expected.vocabulary):

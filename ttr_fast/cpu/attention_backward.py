@@ -159,7 +159,7 @@ def backward_kernels(spec: Spec) -> tuple[Any, Any]:
                     or has_no_number(q_block, at_block, at_block + rows * steps)
                 )
                 add_products(rows, n, p, ds, q, do, at, q_block, do_block, at_block, k, k_at, ks, scale, lo, hi, first, last, masked, spoiled,
-                             masked and k_spoiled, dq, tile_dk, tile_dv, width, panels, squares)  # fmt: skip
+                             masked and k_spoiled, dq, tile_dk, tile_dv, width, q_panel, do_panel, squares[3:])  # fmt: skip
                 for m in range(collected // lanes):
                     total = 0.0
                     for lane in range(lanes):

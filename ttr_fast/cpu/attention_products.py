@@ -134,7 +134,7 @@ def products_adder(spec: Spec) -> Any:
     """How the backward pass adds the products of one block of queries and one tile of keys to dV, dK and dQ.
 
     from_queries, from_keys: numbers that are none stand in queries, output gradients or values, or in keys, and reach only what reads them: rows one
-    by one.
+    by one. q_panel, do_panel, pairs: scratch, the last three squares.
     """
     if spec.pairs:
         return paired_products_adder(spec)
@@ -148,7 +148,7 @@ def products_adder(spec: Spec) -> Any:
 
     @inner(spec)
     def add_products(rows, n, p, ds, q, do, at, q_block, do_block, at_block, k, k_at, ks, scale, lo, hi, first, last, masked, from_queries, from_keys,
-                     dq, dk, dv, width, panels, squares):  # fmt: skip
+                     dq, dk, dv, width, q_panel, do_panel, pairs):  # fmt: skip
         if from_queries:
             for r in range(n):
                 add_row(rows, r, p, 1, BLOCK, do_block, at_block, dv, 0, first, last, width)
@@ -175,9 +175,9 @@ def paired_products_adder(spec: Spec) -> Any:
 
     @inner(spec)
     def add_products(rows, n, p, ds, q, do, at, q_block, do_block, at_block, k, k_at, ks, scale, lo, hi, first, last, masked, from_queries, from_keys,
-                     dq, dk, dv, width, panels, squares):  # fmt: skip
-        left, left_ds, ds_rows = in_words(squares[3]), in_words(squares[4]), in_words(squares[5])
-        right, right_q, right_k = in_words(panels[5]), in_words(panels[6]), in_words(ks)
+                     dq, dk, dv, width, q_panel, do_panel, pairs):  # fmt: skip
+        left, left_ds, ds_rows = in_words(pairs[0]), in_words(pairs[1]), in_words(pairs[2])
+        right, right_q, right_k = in_words(do_panel), in_words(q_panel), in_words(ks)
         for j in range(0, n, lanes):
             begin = min(first[j], rows) // 8 * 8 if masked else 0
             zip_weights(p, begin, rows, 0, j, left)

@@ -68,6 +68,7 @@ def unrolled_loop(e: Emitter, count: Any, carried: Sequence[ir.Value], step: Unr
     """carried = step(k, u, carried) for u = 0 … UNROLL − 1 at k, k + UNROLL, …, and what is left over one by one; element k + u is meant."""
 
     def several(k: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
+        """UNROLL steps."""
         for u in range(UNROLL):
             values = step(k, u, values)
         return values

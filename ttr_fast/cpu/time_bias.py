@@ -110,6 +110,7 @@ def add_bias_sums(
     """
 
     def collect(number: int, term: ir.Value | None, factor: ir.Value) -> None:
+        """Add term · factor, or factor, to one of the sums."""
         at = e.b.gep(sums, [ir.Constant(I32, number * e.lanes)])
         scalar = types.float64 if e.double else types.float32
         total = e.load(at, scalar)

@@ -11,7 +11,7 @@ from numpy import ndarray
 
 from ttr_fast.cpu import rows
 from ttr_fast.cpu.attention import AttentionPlan
-from ttr_fast.cpu.dropout import dropout_backward, dropout_forward, sites_of
+from ttr_fast.cpu.dropout import Sites, dropout_backward, dropout_forward, sites_of
 from ttr_fast.cpu.feed_forward_geglu import geglu_backward, geglu_forward
 from ttr_fast.cpu.linear import linear_backward_input, linear_backward_weight, linear_forward
 from ttr_fast.cpu.multi_head_attention import MultiHeadAttentionCache, multi_head_attention_backward, multi_head_attention_forward
@@ -145,7 +145,8 @@ def transformer_block_backward(
     after_attention, after_feed_forward = block_sites(config, cache.key, cache.layer)
     branch, dnormed = workspace.array("branch", dy.shape, dy.dtype), workspace.array("dnormed", dy.shape, dy.dtype)
 
-    def through(sites) -> ndarray:
+    def through(sites: Sites) -> ndarray:
+        """dy through the dropout of one branch."""
         if sites.factors.size == 0:
             return dy
         dropout_backward(dy, sites, places.position, places.document, branch)

@@ -1,6 +1,7 @@
 """Ctrl-C, SIGTERM and SIGUSR1 while training: the step is finished, then the caller is told, who saves and stops."""
 
 import signal
+import sys
 import threading
 from types import TracebackType
 from typing import Any
@@ -29,3 +30,4 @@ class StopRequests:
         if self.wanted and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.wanted = True
+        print("\nfinishing this step, then saving; Ctrl-C again stops at once", file=sys.stderr)

@@ -25,6 +25,12 @@ EVALUATIONS = 6
 """Held-out nats are measured this many times, evenly over the steps."""
 
 
+class Written(msgspec.Struct):
+    """What every line of metrics.jsonl says among other things."""
+
+    step: int
+
+
 @dataclass(frozen=True)
 class MetricsFile:
     """metrics.jsonl: one JSON object a line, each with the label of its run."""
@@ -47,7 +53,7 @@ class MetricsFile:
         kept = []
         for line in self.path.read_bytes().splitlines(keepends=True):
             try:
-                written = msgspec.json.decode(line)["step"]
+                written = msgspec.json.decode(line, type=Written).step
             except msgspec.DecodeError:
                 break
             if written <= step:

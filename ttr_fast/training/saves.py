@@ -1,6 +1,6 @@
 """The states of a run that are kept on disk: RUN/saves/step-00000100, …, each a checkpoint from which training can go on.
 
-The last few are kept, and the best on held-out data. A damaged one is named and passed over. What a killed process left half-made is swept away.
+The last few are kept, and the best on held-out data. A damaged one is named and put aside. What a killed process left half-made is swept away.
 """
 
 import shutil
@@ -14,7 +14,7 @@ from ttr_fast.errors import UserError
 from ttr_fast.training.checkpoint import TEMPORARY, CheckpointConfig, load_state, replace_file, save_checkpoint
 from ttr_fast.training.step import TrainState
 
-PREFIX, BEST = "step-", "best.json"
+PREFIX, DAMAGED, BEST = "step-", "damaged-", "best.json"
 
 
 class Best(msgspec.Struct, frozen=True):
@@ -57,8 +57,7 @@ class Saves:
         """Save the state; nats: held-out, where they were just measured. Older saves go once this one is on the disk."""
         path = self.path(state.step)
         full = msgspec.structs.replace(config, step=state.step, loss_scale=state.loss_scale, optimizer_steps=state.optimizer.steps)
-        if not path.exists():
-            save_checkpoint(path, state.params, full, state.optimizer)
+        save_checkpoint(path, state.params, full, state.optimizer)
         best = self.best()
         if nats is not None and (best is None or nats < best.nats):
             best = Best(state.step, nats)
@@ -69,15 +68,22 @@ class Saves:
         return path
 
     def newest(self) -> tuple[TrainState, CheckpointConfig]:
-        """The last state that is whole; damaged ones are named on stderr.
+        """The last state that is whole. Damaged ones after it are named on stderr and put aside: the run will come to their steps again.
 
         Raises UserError if there is none.
         """
-        steps = self.steps()
+        steps, damaged = self.steps(), list[Path]()
         for step in reversed(steps):
             try:
-                return load_state(self.path(step))
+                found = load_state(self.path(step))
             except UserError as error:
                 print(f"{error}; going on from the save before it", file=sys.stderr)
-        found = f"none of its {len(steps)} saves is whole" if steps else "there are no saves in it"
-        raise UserError(f"{self.folder}: {found}, nothing to resume from")
+                damaged.append(self.path(step))
+                continue
+            for path in damaged:
+                aside = path.with_name(f"{DAMAGED}{path.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+            return found
+        none = f"none of its {len(steps)} saves is whole" if steps else "there are no saves in it"
+        raise UserError(f"{self.folder}: {none}, nothing to resume from")
