@@ -1,6 +1,7 @@
 """A run that was stopped, or killed, goes on as if nothing had happened."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -13,9 +14,13 @@ import pytest
 
 from tests.fast.conftest import COLUMNS, SMALL
 from ttr_fast import cli
+from ttr_fast.data.event_csv import read_events
+from ttr_fast.data.split import split_by_entity
 from ttr_fast.errors import UserError
-from ttr_fast.training.loop import MetricsFile
+from ttr_fast.model import ReferenceBackend
+from ttr_fast.training.loop import MetricsFile, train
 from ttr_fast.training.saves import Saves
+from ttr_ref.config import BlockConfig, ModelConfig, TrainConfig
 
 DROPOUT = ["--model.dropout.attn", "0.1", "--model.dropout.head", "0.1", "--model.dropout.ff", "0.2", "--model.dropout.block", "0.1"]
 
@@ -64,6 +69,27 @@ def test_stopped_and_resumed_is_as_if_never_stopped(corpus: Path, tmp_path: Path
     for file in ("params.safetensors", "optimizer.safetensors", "config.json"):
         ours, theirs = (Saves(f / "saves").path(24) / file for f in (folder, tmp_path / "straight"))
         assert ours.read_bytes() == theirs.read_bytes(), file
+
+
+class Signalling(MetricsFile):
+    """Sends this process a signal when step 3 is written."""
+
+    def write(self, **record: object) -> None:
+        super().write(**record)
+        if record["step"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_saves_the_step_it_comes_in(corpus: Path, tmp_path: Path) -> None:
+    """No save and no evaluation is due there; the signal's handler is what it was afterwards."""
+    events = read_events(corpus, entity="who", time="when", token="what", time_unit="s")
+    training, held_out = split_by_entity(events, 0.2)
+    model, kept = ModelConfig(2, 1, BlockConfig(8, 8, 2)), list[tuple[int, float | None]]()
+    before = signal.getsignal(signal.SIGTERM)
+    config, metrics = TrainConfig(steps=50, rows=2, length=8), Signalling(tmp_path / "metrics.jsonl")
+    state = train(ReferenceBackend(), training, held_out, model, config, metrics, "run", keep=lambda state, nats: kept.append((state.step, nats)))
+    assert (state.step, kept) == (3, [(3, None)])
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_killed_at_any_moment(corpus: Path, tmp_path: Path) -> None:
