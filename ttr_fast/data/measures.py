@@ -4,11 +4,11 @@ import numpy as np
 from numpy import ndarray
 
 from ttr_fast.data.sequences import EventSequences
-from ttr_fast.data.time_text import TimeUnit
+from ttr_fast.data.sources.times import TimeUnit
 from ttr_fast.errors import UserError
 from ttr_ref.config import TimeConfig
 
-TICK_SECONDS: dict[TimeUnit, float] = {"s": 1.0, "ms": 1e-3, "iso8601": 1.0}
+TICK_SECONDS: dict[TimeUnit, float] = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9, "iso8601": 1.0}
 """Seconds in one unit of the times that read_events gives."""
 
 
