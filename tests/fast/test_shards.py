@@ -1,4 +1,4 @@
-"""Shards and their index: what was written comes back, as views; every flipped bit of a header and of the index is noticed; `ttr shards`."""
+"""Shards and their index: what was written comes back, as views; a flipped bit anywhere is noticed; `ttr shards`."""
 
 import json
 import re
@@ -26,7 +26,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("corpus")
     rows = [f"e{e},{START + 100 * n},{'xyz'[(e + n) % 3]}" for e in range(40) for n in range(5)]
     (base / "events.csv").write_text("\n".join(["entity,time,token", *rows]) + "\n")
-    cli.run(["preprocess", str(base / "events.csv"), "--out", str(base / "out"), "--workers", "1", "--shard-tokens", "50", "--time-unit", "s"])
+    cli.run(["preprocess", str(base / "events.csv"), "--out", str(base / "out"), "--workers", "1", "--shard-tokens", "50", "--time-unit", "s",
+             "--split", "0.6", "0.2", "0.2"])  # fmt: skip
     return base / "out"
 
 
@@ -96,25 +97,25 @@ def test_a_split_may_be_empty() -> None:
     assert (empty.n_sequences, empty.n_tokens, empty.lengths.tolist()) == (0, 0, [])
 
 
-def test_every_flipped_bit_of_a_header_is_noticed_when_it_is_opened(folder: Path, tmp_path: Path) -> None:
+def test_a_flipped_bit_in_any_byte_of_a_header_is_noticed_when_it_is_opened(folder: Path, tmp_path: Path) -> None:
     entry = open_corpus(folder).index.splits["test"].shards[0]
     content = (folder / entry.file).read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     path = tmp_path / entry.file
-    for bit in range(8 * end):
+    for at in range(end):
         flipped = bytearray(content)
-        flipped[bit // 8] ^= 1 << bit % 8
+        flipped[at] ^= 1 << at % 8
         path.write_bytes(flipped)
         with pytest.raises(UserError, match=re.escape(f"{path}: ")):
             open_shard(path, entry, "int64")
 
 
-def test_every_flipped_bit_elsewhere_is_noticed_when_it_is_verified(folder: Path, tmp_path: Path) -> None:
+def test_a_flipped_bit_elsewhere_is_noticed_when_it_is_verified(folder: Path, tmp_path: Path) -> None:
     broken = copied(folder, tmp_path / "broken")
     assert sum(entry.sequences for entry in verify(broken)) == 40
     for path in sorted(broken.iterdir()):
         content = path.read_bytes()
-        for at in range(0, len(content), 1 if path.name.startswith("index") else 7):
+        for at in range(0, len(content), 7 if path.name.startswith("index") else 29):
             path.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
             with pytest.raises(UserError):
                 verify(broken)
