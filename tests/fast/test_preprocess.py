@@ -3,8 +3,11 @@
 import csv
 import gzip
 import json
+import os
+import subprocess
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +232,7 @@ def test_the_split_by_time_is_exact(tmp_path: Path, divide: int) -> None:
     assert max(of_split[1]) < min(of_split[2])
     times = sorted(t for _, t, _ in events)
     assert [min(of_split[1]), min(of_split[2])] == [times[500], times[800]]
-    assert sorted(sum(of_split, [])) == times
+    assert sorted(chain.from_iterable(of_split)) == times
 
 
 @given(
@@ -354,7 +357,7 @@ def test_texts_without_times_or_entities(tmp_path: Path, capsys: pytest.CaptureF
     tokenizer = corpus.tokenizer()
     assert tokenizer is not None
     sides = [sorted(tokenizer.decode(tokens) for tokens, _ in sequences(corpus, name)) for name in SPLITS]
-    assert sorted(sum(sides, [])) == sorted(f"{text}</s>" for text in texts)
+    assert sorted(chain.from_iterable(sides)) == sorted(f"{text}</s>" for text in texts)
     assert len(set(sides[0]) | set(sides[1]) | set(sides[2])) == sum(len(set(side)) for side in sides) == 30
     assert all(set(times) == {0} for _, times in sequences(corpus))
     for n in range(2):
@@ -376,6 +379,29 @@ def test_bad_records_are_put_aside(tmp_path: Path, capsys: pytest.CaptureFixture
     with pytest.raises(UserError, match="2 records of 2 files are bad, expected at most 1"):
         cli.run(["preprocess", *map(str, paths), "--on-error", "skip", "--max-bad", "1", "--out", str(tmp_path / "two"), "--workers", "1"])
     assert not (tmp_path / "two").exists()
+
+
+def test_the_history_of_a_repository(tmp_path: Path) -> None:
+    """The README's line, on messages that have quotes, line breaks and more than ASCII."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (line,) = (line for line in readme.splitlines() if line.startswith("git log -z"))
+    messages = ['say "hello"\n\nand \\ go', "größer\n\n</s>", "one line"]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    for name in ("AUTHOR", "COMMITTER"):
+        environment |= {f"GIT_{name}_NAME": "n", f"GIT_{name}_EMAIL": "e"}
+    repository = tmp_path / "repository"
+    subprocess.run(["git", "init", "-q", str(repository)], check=True, env=environment)
+    for n, message in enumerate(messages):
+        subprocess.run(["git", "commit", "-q", "--allow-empty", "-m", message], cwd=repository, check=True,
+                       env=environment | {"GIT_COMMITTER_DATE": f"{START + n} +0000"})  # fmt: skip
+    subprocess.run(["bash", "-c", line], cwd=repository, check=True, env=environment)
+    corpus = preprocess(repository / "commits.jsonl", "--split", 1, 0, 0, "--no-prefix", out=tmp_path / "out")
+    tokenizer = corpus.tokenizer()
+    assert tokenizer is not None
+    found = {times[0]: tokenizer.decode(tokens) for tokens, times in sequences(corpus)}
+    assert {time: text.removesuffix("</s>").rstrip() for time, text in found.items()} == {
+        START + n: message.removesuffix("</s>").rstrip() for n, message in enumerate(messages)
+    }
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
