@@ -121,17 +121,13 @@ def _known(folders: tuple[Path, ...], tokens: Path) -> tuple[list[Part], TextTok
 
 
 def _sorted(rows: Rows, layout: Layout, tokenizer: TextTokenizer | None) -> _Records:
-    names = sorted(range(len(rows.names)), key=rows.names.__getitem__)
-    rank = np.empty(len(names), np.int64)
-    rank[names] = np.arange(len(names))
-    entities = rank[rows.entities]
-    times = rows.times.astype(np.float64) if layout.float_times else rows.times
-    order = _order(entities, times)
-    entities, times = entities[order], times[order]
+    times = rows.times.astype(np.float64, copy=False) if layout.float_times else rows.times
+    order = _order(rows.entities, times)
+    entities, times = rows.entities[order], times[order]
     if layout.splitting.by == "time":
         sides = sum((times >= border).astype(np.int8) for border in layout.borders if border is not None) + np.zeros(times.size, np.int8)
     else:
-        sides = np.array([_side(rows.names[i], layout.splitting.shares) for i in names], np.int8)[entities]
+        sides = np.array([_side(name, layout.splitting.shares) for name in rows.names], np.int8)[entities]
     if tokenizer is None:
         return _Records(entities, times, sides, rows.codes[order], np.arange(order.size + 1))
     encoded = list[NDArray[np.int32]]()
