@@ -15,7 +15,7 @@ from ttr_fast.data.measures import measured_time
 from ttr_fast.data.split import split_by_entity
 from ttr_fast.errors import UserError
 from ttr_fast.model import BackendName
-from ttr_fast.training.baselines import bigram_nats, log_normal_baseline, majority_nats
+from ttr_fast.training.baselines import count_baselines, log_normal_baseline
 from ttr_fast.training.checkpoint import CheckpointConfig, Source, replace_file, save_checkpoint
 from ttr_fast.training.evaluation import evaluate
 from ttr_fast.training.loop import MetricsFile, train
@@ -109,7 +109,7 @@ class Command:
             return
         if not (folder / "checkpoint").exists():  # it is whole then
             save_checkpoint(folder / "checkpoint", state.params, msgspec.structs.replace(saved, step=state.step))
-        baselines = {"majority": majority_nats(training, held_out), "bigram counts": bigram_nats(training, held_out)}
+        baselines = count_baselines(training, held_out, len(events.vocabulary))
         save_plots(folder, metrics, baselines, state.params, config)
         rows = [Row(name, nats) for name, nats in baselines.items()]
         if config.time_head is not None:

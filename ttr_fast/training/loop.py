@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from ttr_fast.data.batches import training_batch
-from ttr_fast.data.sequences import EventSequences
+from ttr_fast.data.sequences import Sequences
 from ttr_fast.errors import UserError
 from ttr_fast.model import Backend
 from ttr_fast.training.checkpoint import replace_file
@@ -66,7 +66,7 @@ Keeper = Callable[[TrainState, float | None], object]
 
 
 def train(
-    backend: Backend, events: EventSequences, held_out: EventSequences, model: ModelConfig, config: TrainConfig, metrics: MetricsFile, label: str,
+    backend: Backend, events: Sequences, held_out: Sequences, model: ModelConfig, config: TrainConfig, metrics: MetricsFile, label: str,
     state: TrainState | None = None, keep: Keeper | None = None, save_every: int | None = None
 ) -> TrainState:  # fmt: skip
     """The state after config.steps steps, going on from `state` if it is given.
