@@ -16,7 +16,7 @@ from ttr_fast.data.split import split_by_entity
 from ttr_fast.errors import UserError
 from ttr_fast.model import BackendName
 from ttr_fast.training.baselines import count_baselines, log_normal_baseline
-from ttr_fast.training.checkpoint import CheckpointConfig, Source, replace_file, save_checkpoint
+from ttr_fast.training.checkpoint import CheckpointConfig, EventSource, replace_file, save_checkpoint
 from ttr_fast.training.evaluation import evaluate
 from ttr_fast.training.loop import MetricsFile, train
 from ttr_fast.training.saves import Saves
@@ -88,7 +88,7 @@ class Command:
         training, held_out = split_by_entity(events, self.held_out)
         time = measured_time(training, c.time_unit)
         config = self.model.config(len(events.vocabulary), time)
-        saved = CheckpointConfig(config, self.train, Source(c.entity, c.time, c.token, c.time_unit), events.vocabulary, 0)
+        saved = CheckpointConfig(config, self.train, EventSource(c.entity, c.time, (c.token,), c.time_unit), events.vocabulary, 0)
         saves, metrics, state = Saves(folder / "saves", self.keep), MetricsFile(folder / "metrics.jsonl"), None
         digest = hashlib.sha256(data.read_bytes()).hexdigest()
         if before is not None:
