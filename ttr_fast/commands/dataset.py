@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ttr_fast.commands.options import Columns
 from ttr_fast.data.batches import Marker, transitions
 from ttr_fast.data.corpus import INDEX, Corpus, open_corpus
-from ttr_fast.data.event_csv import read_events
+from ttr_fast.data.event_files import read_events
 from ttr_fast.data.measures import measured_time
 from ttr_fast.data.sequences import Sequences
 from ttr_fast.data.split import split_by_entity
