@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from ttr_fast.data.text_tokenizer import TextTokenizer
 from ttr_fast.errors import UserError
 from ttr_fast.training.checkpoint import TEMPORARY, CheckpointConfig, load_state, replace_file, save_checkpoint
 from ttr_fast.training.step import TrainState
@@ -31,6 +32,8 @@ class Saves:
     folder: Path
     keep: int = 2
     """How many of the last are kept, beside the best."""
+    tokenizer: TextTokenizer | None = None
+    """Of a model of texts; it lies in every save."""
 
     def path(self, step: int) -> Path:
         """Where a step is saved."""
@@ -57,7 +60,7 @@ class Saves:
         """Save the state; nats: held-out, where they were just measured. Older saves go once this one is on the disk."""
         path = self.path(state.step)
         full = msgspec.structs.replace(config, step=state.step, loss_scale=state.loss_scale, optimizer_steps=state.optimizer.steps)
-        save_checkpoint(path, state.params, full, state.optimizer)
+        save_checkpoint(path, state.params, full, state.optimizer, self.tokenizer)
         best = self.best()
         if nats is not None and (best is None or nats < best.nats):
             best = Best(state.step, nats)
