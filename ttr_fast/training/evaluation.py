@@ -11,6 +11,7 @@ from ttr_fast.data.sequences import Sequences
 from ttr_fast.model import Backend, Prediction
 from ttr_ref.config import ModelConfig, TimeHeadOrder
 from ttr_ref.model import ModelParams
+from ttr_ref.time_head import mixture_quantile
 
 
 class OrderResult(NamedTuple):
@@ -37,7 +38,7 @@ def evaluate(
             order,
             float(np.mean(np.concatenate([p.token_nats for p in predictions]))),
             average(np.mean, [p.time_nats for p in predictions]),
-            average(np.median, [None if p.median_gap is None else np.abs(p.gap - p.median_gap) for p in predictions]),
+            average(np.median, [None if p.mixture is None else np.abs(p.gap - mixture_quantile(p.mixture, 0.5)) for p in predictions]),
         )
         for order, predictions in parts.items()
     ]
