@@ -189,7 +189,7 @@ def test_sampling_options_reach_the_sampler(chat: Path, capsys: pytest.CaptureFi
 def test_times_of_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 1_700_000_000.75)
     date = "2023-11-14T22:13:20.5Z"
-    assert [prompt_time(at, "s") for at in (None, date, "1700000000", "1700000000.5")] == [1_700_000_000, 1_700_000_000.5, 1_700_000_000, 1_700_000_000.5]
+    assert [prompt_time(at, "s") for at in (None, date, "17e8", "1700000000")] == [1_700_000_000, 1_700_000_000.5, 1_700_000_000.0, 1_700_000_000]
     assert [prompt_time(at, "ms") for at in (None, date, "1700000000001")] == [1_700_000_000_750, 1_700_000_000_500, 1_700_000_000_001]
     assert prompt_time(date, "iso8601") == 1_700_000_000.5
     assert prompt_time(None, None) == 0
