@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ttr_fast.data.sequences import EventSequences
-from ttr_fast.data.time_text import TimeUnit
+from ttr_fast.data.sources.times import TimeUnit
 from ttr_fast.errors import UserError
 from ttr_fast.model import Backend, BackendName, load_backend
 from ttr_ref.config import BiasKind, BlockConfig, DropoutConfig, ModelConfig, RopeKind, TimeConfig, TimeHeadConfig, TimeHeadOrder

@@ -4,11 +4,11 @@ import numpy as np
 from numpy import ndarray
 
 from ttr_fast.data.sequences import Sequences
-from ttr_fast.data.time_text import TimeUnit
+from ttr_fast.data.sources.times import TimeUnit
 from ttr_fast.errors import UserError
 from ttr_ref.config import TimeConfig
 
-TICK_SECONDS: dict[TimeUnit, float] = {"s": 1.0, "ms": 1e-3, "iso8601": 1.0}
+TICK_SECONDS: dict[TimeUnit, float] = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9, "iso8601": 1.0}
 """Seconds in one unit of the times as they are held."""
 MEASURED = 2**24
 """Gaps are measured on about so many events at most: on every second, third, … sequence of larger data."""
@@ -26,9 +26,10 @@ def borders_of(events: Sequences) -> tuple[ndarray, ndarray]:
     return np.array(first), np.array(last)
 
 
-def measured_time(events: Sequences, unit: TimeUnit, of_texts: bool = False) -> TimeConfig:
+def measured_time(events: Sequences, unit: TimeUnit | None, of_texts: bool = False) -> TimeConfig:
     """The TimeConfig of a model trained on these events: origin at the earliest time, the median gap as unit.
 
+    unit: of the times; None where they are no calendar times.
     of_texts: all tokens of a text have one time, so where no gap inside a sequence is positive, those from each sequence's start to the next are
     taken, and 1 where these are none either. Raises UserError if no sequence of events has two at different times.
     """
@@ -47,5 +48,5 @@ def measured_time(events: Sequences, unit: TimeUnit, of_texts: bool = False) -> 
         shortest=shortest,
         span=max(longest, shortest),
         resolution=float(np.gcd.reduce(np.unique(gaps).astype(np.int64))) if first.dtype == np.int64 else shortest,
-        tick_seconds=TICK_SECONDS[unit],
+        tick_seconds=None if unit is None else TICK_SECONDS[unit],
     )

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from ttr_fast.data.sources.times import TimeUnit
 from ttr_fast.data.text_tokenizer import TextTokenizer
-from ttr_fast.data.time_text import TimeUnit
 from ttr_fast.errors import UserError
 from ttr_fast.training.step import TrainState
 from ttr_ref.adamw import AdamWState
