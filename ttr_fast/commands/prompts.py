@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ttr_fast.data.measures import TICK_SECONDS
-from ttr_fast.data.time_text import DATE, TimeUnit, time_parser
+from ttr_fast.data.sources.times import DATE, TimeUnit, time_parser
 from ttr_fast.errors import UserError
 
 
