@@ -12,7 +12,7 @@ from ttr_fast.commands.options import loaded_backend
 from ttr_fast.commands.report import HOUR_SECONDS
 from ttr_fast.data.batches import Marker, transitions
 from ttr_fast.data.corpus import SPLITS, open_corpus
-from ttr_fast.data.event_csv import read_events
+from ttr_fast.data.event_files import read_events
 from ttr_fast.data.sequences import Sequences
 from ttr_fast.data.text_tokenizer import TERMINATOR, TextTokenizer
 from ttr_fast.errors import UserError, quoted
@@ -84,26 +84,27 @@ class Command:
         if self.plot is not None:
             replace_file(self.plot, calibration_png(found))
         if self.json:
-            print(msgspec.json.encode({"checkpoint": str(self.checkpoint), "data": known.name, "targets": found[0].targets, "results": rows}).decode())
+            about = {"checkpoint": str(self.checkpoint), "data": known.name, "targets": found[0].targets, "time_unit": unit_of(saved)[0]}
+            print(msgspec.json.encode(about | {"results": rows}).decode())
             return
         print(f"{found[0].targets:,} {'tokens' if tokenizer else 'events'} of {known.name}\n\n{table(rows, saved)}")
 
     def of_file(self, saved: CheckpointConfig) -> Known:
         """All of a file of events."""
         if isinstance(saved.source, TextSource):
-            raise UserError(f"{self.data}: {self.checkpoint} is a model of texts, expected the folder of a corpus of texts as ttr preprocess makes it")
+            raise UserError(f"{self.data}: {self.checkpoint} is a model of texts, expected the folder of a corpus that ttr preprocess made of texts")
         if self.split is not None:
             raise UserError(f"{self.data}: a file is evaluated as a whole; --split is for the folder of a corpus")
-        s, (token,) = saved.source, saved.source.tokens
+        s = saved.source
         events = read_events(
-            self.data, entity=s.entity, time=s.time, token=token, time_unit=s.time_unit, sort=self.sort, vocabulary=saved.vocabulary
+            self.data, entity=s.entity, time=s.time, token=s.tokens, time_unit=s.time_unit, sort=self.sort, vocabulary=saved.vocabulary
         )
         return Known(events, None, str(self.data))
 
     def of_corpus(self, saved: CheckpointConfig, tokenizer: TextTokenizer | None) -> Known:
         """A split. Raises UserError if the corpus is not of the model's tokens and times."""
-        names = {name: name for name in SPLITS}
-        if (split := names.get("test" if self.split is None else self.split)) is None:  # type: ignore[call-overload]
+        split = next((name for name in SPLITS if name == (self.split or "test")), None)
+        if split is None:
             raise UserError(f"--split {quoted(self.split or '')} is unknown, expected train, valid or test")
         if self.sort:
             raise UserError(f"{self.data}: a corpus is in order of time already; --sort is for a file")
@@ -113,9 +114,9 @@ class Command:
             raise UserError(f"{self.data}: a corpus of {corpus.index.kind}, but {self.checkpoint} is a model of {mine}")
         theirs = corpus.tokenizer()
         if corpus.vocabulary != saved.vocabulary or (tokenizer is not None and theirs is not None and tokenizer.json() != theirs.json()):
-            raise UserError(f"{self.data}: its tokens are not those that {self.checkpoint} was trained on, expected a corpus made with the same ones")
+            raise UserError(f"{self.data}: its tokens are not those of {self.checkpoint}, expected a corpus made with the same ones")
         if corpus.time_unit != saved.source.time_unit:
-            raise UserError(f"{self.data}: its times are in {corpus.time_unit}, expected {saved.source.time_unit} as {self.checkpoint} was trained on")
+            raise UserError(f"{self.data}: its times are in {corpus.time_unit}, expected {saved.source.time_unit} as those of {self.checkpoint}")
         return Known(corpus.split(split), corpus.split("train"), f"{self.data}, split {split}")
 
 
@@ -124,11 +125,11 @@ def marker_of(saved: CheckpointConfig, tokenizer: TextTokenizer | None) -> Marke
     text = saved.train.targets_after
     if text is None:
         return None
-    tokens = {t: n for n, t in enumerate(saved.vocabulary)}
-    marker, end = (tokenizer.token(t) if tokenizer else tokens.get(t) for t in (text, TERMINATOR))
+    token = tokenizer.token if tokenizer else {t: n for n, t in enumerate(saved.vocabulary)}.get
+    marker = token(text)
     if marker is None:
         raise UserError(f"the model predicts what follows {quoted(text)}, which is none of its tokens")
-    return Marker(marker, end)
+    return Marker(marker, token(TERMINATOR))
 
 
 def unit_of(saved: CheckpointConfig) -> tuple[str, float]:

@@ -12,7 +12,7 @@ import tyro
 
 from ttr_fast.commands.options import loaded_backend
 from ttr_fast.commands.prompts import prompt_time, prompts_of
-from ttr_fast.data.event_csv import read_events
+from ttr_fast.data.event_files import read_events
 from ttr_fast.errors import UserError, quoted
 from ttr_fast.generation.decode import Past, continue_sequences
 from ttr_fast.generation.distribution import Sampling
@@ -104,9 +104,9 @@ class Command:
             if text not in vocabulary:
                 raise UserError(f"--stop {quoted(text)} is unknown, expected one of the {len(vocabulary)} tokens in the model's vocabulary")
             stops.add(vocabulary.index(text))
-        (token,) = source.tokens
         events = read_events(
-            self.data, entity=source.entity, time=source.time, token=token, time_unit=source.time_unit, sort=self.sort, vocabulary=vocabulary
+            self.data, entity=source.entity, time=source.time, token=source.tokens, time_unit=source.time_unit, sort=self.sort,
+            vocabulary=vocabulary,
         )
         for name in self.entity:
             if name not in events.entities:

@@ -121,11 +121,12 @@ def calibration_png(results: Sequence[Scores]) -> bytes:
         label, color = result.order.replace("_", " "), f"C{n}"
         if result.time is not None:
             shares = result.time.pit
-            left.stairs(shares * shares.size, np.linspace(0, 1, shares.size + 1), color=color, label=f"{label}, distance {result.time.pit_distance:.3f}")
+            name = f"{label}, distance {result.time.pit_distance:.3f}"
+            left.stairs(shares * shares.size, np.linspace(0, 1, shares.size + 1), color=color, label=name)
         some = result.reliability.predictions > 0
         sizes = 10 + 200 * result.reliability.predictions[some] / result.targets
         x, y = result.reliability.confidence[some], result.reliability.accuracy[some]
-        right.plot(x, y, color=color, label=f"{label}, ECE {result.reliability.error():.3f}" if result.time else f"ECE {result.reliability.error():.3f}")
+        right.plot(x, y, color=color, label=f"{label}, ECE {result.reliability.error():.3f}")
         right.scatter(x, y, sizes, color=color, alpha=0.6)
     left.axhline(1, color="0.6", linestyle="--", linewidth=1)
     left.set(xlabel="predicted probability of an earlier time", ylabel="density", title="PIT of the next time", ylim=(0, None))
