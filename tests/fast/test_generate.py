@@ -12,7 +12,8 @@ from tests.fast.conftest import START
 from tests.ref.cases import lively_model
 from ttr_fast import cli
 from ttr_fast.commands.options import ModelOptions
-from ttr_fast.commands.prompts import prompt_time
+from ttr_fast.commands.prompts import date_prefix, prompt_time
+from ttr_fast.data.sources.times import EXPECTED_ANY
 from ttr_fast.data.text_tokenizer import TextTokenizer
 from ttr_fast.errors import UserError
 from ttr_fast.generation.decode import Past, continue_sequences
@@ -187,12 +188,25 @@ def test_sampling_options_reach_the_sampler(chat: Path, capsys: pytest.CaptureFi
 
 
 def test_times_of_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.time", lambda: 1_700_000_000.75)
+    monkeypatch.setattr("time.time", lambda: 1_700_000_000.5)
     date = "2023-11-14T22:13:20.5Z"
     assert [prompt_time(at, "s") for at in (None, date, "17e8", "1700000000")] == [1_700_000_000, 1_700_000_000.5, 1_700_000_000.0, 1_700_000_000]
-    assert [prompt_time(at, "ms") for at in (None, date, "1700000000001")] == [1_700_000_000_750, 1_700_000_000_500, 1_700_000_000_001]
+    assert [prompt_time(at, "ms") for at in (None, date, "1700000000001")] == [1_700_000_000_500, 1_700_000_000_500, 1_700_000_000_001]
+    assert [prompt_time(str(START * 10**9 + 1), unit) for unit in ("ns", "us")] == [START * 10**9 + 1, START * 10**6 + 0.001]
+    assert isinstance(prompt_time(date, "ns"), int)
     assert prompt_time(date, "iso8601") == 1_700_000_000.5
     assert prompt_time(None, None) == 0
+    assert [date_prefix(*of) for of in ((START, "s"), (START * 1000.0 + 1, "ms"), (0, None))] == ["<2023-11-14T22:13:20Z>"] * 2 + [""]
+
+
+def test_texts_begin_with_their_date(chat: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Unless told otherwise, and without being shown."""
+    with_date, without = (
+        objects(printed(capsys, chat, "--prompt", prompt, *NOW, *options, "--tokens", "20", "--json", "--temperature", "0"))[0]["text"]
+        for prompt, options in (("User: ", ()), ("<2023-11-14T22:13:20Z>User: ", ("--no-prefix",)))
+    )
+    assert with_date == without
+    assert printed(capsys, chat, "--prompt", "User: ", *NOW, "--tokens", "1").startswith("User: ")
 
 
 def refused(*arguments: str | Path) -> str:
@@ -222,7 +236,7 @@ OF_TEXTS: BadCalls = [
     (["--sort", "--prompt", "x"], "CHECKPOINT is a model of texts: --sort is for models of events; give it --prompt or --prompt-file"),
     (["--prompt", ""], "--prompt is empty, expected a text to continue"),
     (["--prompt", "x", "--stop", ""], "--stop is an empty text, expected one that ends the continuation"),
-    (["--prompt", "x", "--at", "soon"], "--at: time 'soon' is not a number, expected UNIX seconds such as 1700000000 or 1700000000.5"),
+    (["--prompt", "x", "--at", "soon"], f"--at: time 'soon' is neither a number nor a date, expected {EXPECTED_ANY}"),
     (["--prompt", "x", "--at", "2024-05-01"], "--at: time '2024-05-01' has no zone, expected ISO 8601 with a zone such as 2023-11-14T22:13:20Z"),
     (["--prompt", "x", "--tokens", "0"], "--tokens must be at least 1, got 0"),
     (["--prompt-file", "FOLDER/none"], "FOLDER/none: there is no such file, expected one with a prompt a line"),

@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 
 from ttr_fast.commands.options import loaded_backend
-from ttr_fast.commands.prompts import prompt_time, prompts_of
+from ttr_fast.commands.prompts import date_prefix, prompt_time, prompts_of
 from ttr_fast.data.event_files import read_events
 from ttr_fast.errors import UserError, quoted
 from ttr_fast.generation.decode import Past, continue_sequences
@@ -58,7 +58,9 @@ class Command:
     prompt_file: Path | None = None
     """File of texts to continue, one a line."""
     at: str | None = None
-    """When the texts are written: ISO 8601 with a zone, or UNIX time in the unit the model was trained with; now if not given."""
+    """When the texts are written: ISO 8601 with a zone, or a UNIX time; now if not given."""
+    prefix: bool = True
+    """Start texts that have times with their date, which is not shown, as ttr preprocess does unless told otherwise."""
     tokens: int | None = None
     """How many tokens to decode at most; 200 if not given."""
     stop: tuple[str, ...] = ()
@@ -142,11 +144,12 @@ class Command:
             raise UserError("--stop is an empty text, expected one that ends the continuation")
         time, tokenizer = prompt_time(self.at, source.time_unit), load_tokenizer(self.checkpoint)
         assert tokenizer is not None
+        date = tokenizer.encode(date_prefix(time, source.time_unit) if self.prefix else "")
         sampler, backend = TokenSampler(params, saved.model, self.sampling), loaded_backend(self.backend)
         for rows in self.batches(prompts):
             pasts = []
             for prompt, sample in rows:
-                tokens = tokenizer.encode(prompt)
+                tokens = np.concatenate([date, tokenizer.encode(prompt)])
                 pasts.append(Past(tokens, np.full(tokens.size, time), row_generator(self.seed, prompt, sample)))
             turns, streams = Turns(len(rows)), [TextStream(tokenizer, self.stop, self.tokens or TOKENS) for _ in rows]
             texts = [""] * len(rows)

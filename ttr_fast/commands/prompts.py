@@ -2,10 +2,14 @@
 
 import time
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
+
+from ttr_fast.data.dates import dates
 from ttr_fast.data.measures import TICK_SECONDS
-from ttr_fast.data.sources.times import DATE, TimeUnit, time_parser
+from ttr_fast.data.sources.times import Clock, TimeUnit
 from ttr_fast.errors import UserError
 
 
@@ -30,19 +34,26 @@ def prompts_of(given: Sequence[str], file: Path | None) -> list[str]:
 
 
 def prompt_time(at: str | None, unit: TimeUnit | None) -> int | float:
-    """A time as ISO 8601 or in this unit, in this unit; now if it is None. Raises UserError if it is neither, or the model knows no times."""
+    """A UNIX time in any unit, or ISO 8601, in this unit; now if it is None. Raises UserError if it is neither, or the model knows no times."""
     if unit is None:
         if at is not None:
             raise UserError("this model was trained on texts without times, so there is no --at")
         return 0
-    per_second = round(1 / TICK_SECONDS[unit])
     if at is None:
-        return int(time.time() * per_second)
-    is_date = DATE.match(at) is not None
+        return int(time.time() / TICK_SECONDS[unit])
+    clock = Clock(None)
     try:
-        found = time_parser("iso8601" if is_date or unit == "iso8601" else unit)(at)
+        found = Fraction(clock.time(at))
     except ValueError as error:
         raise UserError(f"--at: {error}") from None
-    if not is_date or per_second == 1:
-        return found
-    return round(found * per_second)
+    assert clock.unit is not None
+    exact = found * round(1 / TICK_SECONDS[unit]) / round(1 / TICK_SECONDS[clock.unit])
+    return int(exact) if exact.denominator == 1 else float(exact)
+
+
+def date_prefix(time: int | float, unit: TimeUnit | None) -> str:
+    """What ttr preprocess puts before a text of this time; nothing where texts have no times."""
+    if unit is None:
+        return ""
+    (date,) = dates(np.array([time]), TICK_SECONDS[unit])
+    return f"<{date}>"
