@@ -119,9 +119,10 @@ class Command:
             pasts = [Past(*past, row_generator(self.seed, *row)) for row, past in zip(rows, known, strict=True)]
             turns, left = Turns(len(rows)), [limit] * len(rows)
             last = [Event(tokens[-1].item(), times[-1].item()) for tokens, times in known]
-            for row, ((name, _), (tokens, times)) in enumerate(zip(rows, known, strict=True)):
+            for row, ((name, sample), (tokens, times)) in enumerate(zip(rows, known, strict=True)):
                 shown = [Event(k, t) for k, t in zip(tokens[-SHOWN_PAST:].tolist(), times[-SHOWN_PAST:].tolist(), strict=True)]
-                heading = f"{name}: {tokens.size} events known, the last {len(shown)} are\n{itinerary_lines(shown, None, vocabulary, tick)}"
+                which = name if self.samples == 1 else f"{name}, sample {sample}"
+                heading = f"{which}: {tokens.size} events known, the last {len(shown)} are\n{itinerary_lines(shown, None, vocabulary, tick)}"
                 turns.write(row, "" if self.json else f"{heading}the next {limit}, decoded:\n")
 
             def ended(row: int, event: Event, left: list[int] = left) -> bool:
