@@ -24,7 +24,8 @@ def called(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str
 
 def test_a_run_leaves_checkpoint_metrics_results_and_plots(run_folder: Path) -> None:
     assert {p.name for p in run_folder.iterdir()} == {
-        "checkpoint", "saves", "run.json", "metrics.jsonl", "results.json", "held_out.png", "training_loss.png", "time_bias.png", "time2vec.png",
+        "checkpoint", "saves", "run.json", "config.toml", "metrics.jsonl", "results.json",
+        "held_out.png", "training_loss.png", "time_bias.png", "time2vec.png",
     }  # fmt: skip
     assert {p.name for p in (run_folder / "checkpoint").iterdir()} == {"config.json", "params.safetensors", "manifest.json"}
     for plot in run_folder.glob("*.png"):

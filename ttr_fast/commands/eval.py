@@ -18,8 +18,8 @@ from ttr_fast.data.text_tokenizer import TERMINATOR, TextTokenizer
 from ttr_fast.errors import UserError, quoted
 from ttr_fast.model import BackendName
 from ttr_fast.training.baselines import bigram_nats, log_normal_baseline, majority_nats
-from ttr_fast.training.checkpoint import CheckpointConfig, EventSource, TextSource, load_checkpoint, load_tokenizer, replace_file
-from ttr_fast.training.plots import calibration_png
+from ttr_fast.training.checkpoint import CheckpointConfig, EventSource, TextSource, load_checkpoint, load_tokenizer
+from ttr_fast.training.plots import plot_calibration
 from ttr_fast.training.scores import Scores, scores
 
 NAMES = {"token_then_time": "token first", "time_then_token": "time first"}
@@ -82,7 +82,7 @@ class Command:
         found = scores(loaded_backend(self.backend), params, known.events, saved.model, self.seed, after)
         rows = baseline_rows(known, saved, after) + [model_row(result, saved) for result in found]
         if self.plot is not None:
-            replace_file(self.plot, calibration_png(found))
+            plot_calibration(self.plot, found)
         if self.json:
             about = {"checkpoint": str(self.checkpoint), "data": known.name, "targets": found[0].targets, "time_unit": unit_of(saved)[0]}
             print(msgspec.json.encode(about | {"results": rows}).decode())

@@ -104,4 +104,4 @@ def free_folder(name: str) -> Path:
 
 def describe(events: EventSequences) -> str:
     """One line about a set of events."""
-    return f"{events.tokens.size:,} events of {events.n_sequences:,} entities, {len(events.vocabulary)} kinds of token"
+    return f"{events.n_tokens:,} events of {events.n_sequences:,} entities, {len(events.vocabulary)} kinds of token"

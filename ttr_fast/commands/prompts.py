@@ -9,6 +9,7 @@ import numpy as np
 
 from ttr_fast.data.dates import dates
 from ttr_fast.data.measures import TICK_SECONDS
+from ttr_fast.data.preprocess.tokens import prefixes
 from ttr_fast.data.sources.times import Clock, TimeUnit
 from ttr_fast.errors import UserError
 
@@ -55,5 +56,5 @@ def date_prefix(time: int | float, unit: TimeUnit | None) -> str:
     """What ttr preprocess puts before a text of this time; nothing where texts have no times."""
     if unit is None:
         return ""
-    (date,) = dates(np.array([time]), TICK_SECONDS[unit])
-    return f"<{date}>"
+    (prefix,) = prefixes(dates(np.array([time]), TICK_SECONDS[unit]))
+    return prefix
