@@ -181,7 +181,8 @@ def table(rows: list[dict[str, Any]], saved: CheckpointConfig) -> str:
     """Rows under a heading, then what the columns are; columns that nobody fills are left out."""
     unit, _ = unit_of(saved)
     width, columns = max(24, *(len(row["name"]) for row in rows)), {key: name for key, name in COLUMNS.items() if any(key in row for row in rows)}
-    heading = f"{'nats per event, and more':{width}}" + "".join(f"  {name:>10}" for name in columns.values())
+    of = "event" if isinstance(saved.source, EventSource) else "token"
+    heading = f"{f'nats per {of}, and more':{width}}" + "".join(f"  {name:>10}" for name in columns.values())
     lines = [heading, "-" * len(heading)]
     for row in rows:
         cells = (f"  {row[key]:10.3f}" if key in row else " " * 12 for key in columns)
