@@ -15,7 +15,8 @@ from ttr_fast.errors import UserError
 COMMANDS = {
     "demo": "train on 55,521 real flights with and without time, show what time buys, decode the future",
     "train": "train a temporal transformer on timed events or texts",
-    "generate": "continue an entity's events with a trained model",
+    "generate": "continue an entity's events, or a text, with a trained model",
+    "eval": "measure a trained model: nats, accuracy, errors of time, calibration",
     "preprocess": "make a corpus of CSV, JSON or JSONL files: events or texts, segmented, tokenized, split, in shards",
     "shards": "look into a corpus, check that it is whole, write it as Bincode for Rust and read it back",
     "bench": "time attention, matrix products, training steps and decoding against PyTorch and NumPy",

@@ -14,7 +14,7 @@ from ttr_ref.dropout import DropoutKey
 from ttr_ref.loss_scaling import LossScale
 from ttr_ref.model import ModelParams, decays, learning_rate_shares
 from ttr_ref.next_event import Batch, gaps
-from ttr_ref.time_head import Mixture, log_sum_exp, mixture_quantile
+from ttr_ref.time_head import mixture_from
 from ttr_ref.tree import leaves_of
 
 
@@ -58,13 +58,16 @@ class CpuBackend(ReferenceBackend):
                 adamw_step(theta, m, v, g, None if copy is theta else copy, numbers)
         return params, AdamWState(optimizer.m, optimizer.v, steps), norm
 
-    def predict(self, params: ModelParams, batch: Batch, config: ModelConfig, with_medians: bool) -> list[Prediction]:
+    def predict(self, params: ModelParams, batch: Batch, config: ModelConfig, closely: bool) -> list[Prediction]:
         model, copies = self.prepared(params, config)
-        nats, events = model.nats(copies, batch)
-        medians: list[ndarray | None] = [None] * len(nats)
-        if with_medians and params.time_head is not None:
-            medians = [median_gaps(raw, params.time_head.mixture.b_mixture, config) for raw in events.raw]
-        return [Prediction(n.order, n.token, n.time, gaps(batch), median) for n, median in zip(nats, medians, strict=True)]
+        nats, events = model.nats(copies, batch, closely)
+        predictions = [Prediction(n.order, n.token, n.time, gaps(batch)) for n in nats]
+        if closely:
+            predictions = [p._replace(standing=standing) for p, standing in zip(predictions, events.standings, strict=True)]
+        if closely and params.time_head is not None:
+            bias, resolution = params.time_head.mixture.b_mixture.astype(np.float64), config.block.time.resolution
+            predictions = [p._replace(mixture=mixture_from(raw + bias, resolution)) for p, raw in zip(predictions, events.raw, strict=True)]
+        return predictions
 
     def decode_start(self, params: ModelParams, config: ModelConfig, rows: int, time_dtype: type[np.int64] | type[np.float64]) -> CpuDecoder:
         _, copies = self.prepared(params, config)
@@ -72,10 +75,4 @@ class CpuBackend(ReferenceBackend):
 
     def decode(self, state: CpuDecoder, tokens: ndarray, times: ndarray, config: ModelConfig) -> tuple[ndarray, CpuDecoder]:
         return as_storage(state.step(tokens, times)).astype(config.block.float_dtype.compute), state
-
-
-def median_gaps(raw: ndarray, bias: ndarray, config: ModelConfig) -> ndarray:
-    """The median of each predicted density, from the mixture's raw outputs."""
-    logit, mu, s = np.split(raw.astype(np.float64) + bias, 3, axis=-1)
-    return mixture_quantile(Mixture(logit - log_sum_exp(logit), mu, np.exp(s) + config.block.time.resolution * np.exp(-mu)), 0.5)
 

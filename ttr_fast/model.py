@@ -11,6 +11,7 @@ from numpy import ndarray
 
 from ttr_ref.adamw import AdamWState, adamw_step, clip_by_global_norm
 from ttr_ref.config import ModelConfig, TimeHeadOrder, TrainConfig
+from ttr_ref.cross_entropy import Standing, standings
 from ttr_ref.dropout import DropoutKey
 from ttr_ref.loss_scaling import LossScale, unscale
 from ttr_ref.model import (
@@ -24,20 +25,23 @@ from ttr_ref.model import (
     model_decode,
 )
 from ttr_ref.next_event import Batch, gaps
-from ttr_ref.time_head import mixture_quantile
+from ttr_ref.time_head import Mixture
 
 BackendName = Literal["cpu", "reference"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 
 
 class Prediction(NamedTuple):
-    """Of N targets, in one order: −ln p of token and gap, the gap, the median of its predicted density (None where there is none)."""
+    """Of N targets, in one order: −ln p of token and gap (None without a time head), and the gap; the last two where they were asked for."""
 
     order: TimeHeadOrder
     token_nats: ndarray
     time_nats: ndarray | None
     gap: ndarray
-    median_gap: ndarray | None
+    mixture: Mixture | None = None
+    """The predicted density of the gap; None without a time head."""
+    standing: Standing | None = None
+    """Where the token stands among all."""
 
 
 class Backend(Protocol):
@@ -59,11 +63,11 @@ class Backend(Protocol):
         What was given may be what is given back, changed in place.
         """
 
-    def predict(self, params: ModelParams, batch: Batch, config: ModelConfig, with_medians: bool) -> list[Prediction]:
-        """What is expected of every target in every order, without dropout."""
+    def predict(self, params: ModelParams, batch: Batch, config: ModelConfig, closely: bool) -> list[Prediction]:
+        """What is expected of every target in every order, without dropout; closely: with mixture and standing."""
 
     def decode_start(self, params: ModelParams, config: ModelConfig, rows: int, time_dtype: type[np.int64] | type[np.float64]) -> Any:
-        """The state of decoding before the first token: weights and empty rings."""
+        """The state of decoding before the first token: weights and empty rings. What a row gives does not depend on the others."""
 
     def decode(self, state: Any, tokens: ndarray, times: ndarray, config: ModelConfig) -> tuple[ndarray, Any]:
         """(z of one more token in every row, the state after it, which may be what was given, changed in place)."""
@@ -89,21 +93,24 @@ class ReferenceBackend:
         params, optimizer = adamw_step(params, grads, optimizer, rate, decays(params), learning_rate_shares(params, config.block), train)
         return params, optimizer, norm
 
-    def predict(self, params: ModelParams, batch: Batch, config: ModelConfig, with_medians: bool) -> list[Prediction]:
+    def predict(self, params: ModelParams, batch: Batch, config: ModelConfig, closely: bool) -> list[Prediction]:
         _, nats, cache = loss_forward(params, batch, config)
-        predictions = []
-        for n, kept in zip(nats, cache.next_event.orders, strict=True):
-            median = mixture_quantile(kept.time.mixture, 0.5) if with_medians and kept.time is not None else None
-            predictions.append(Prediction(n.order, n.token, n.time, gaps(batch), median))
-        return predictions
+        predictions = [Prediction(n.order, n.token, n.time, gaps(batch)) for n in nats]
+        if not closely:
+            return predictions
+        return [
+            p._replace(mixture=None if kept.time is None else kept.time.mixture, standing=standings(kept.token))
+            for p, kept in zip(predictions, cache.next_event.orders, strict=True)
+        ]
 
     def decode_start(self, params: ModelParams, config: ModelConfig, rows: int, time_dtype: type[np.int64] | type[np.float64]) -> Any:
-        return compute_copy(params, config), decode_start(config, rows, time_dtype)
+        return compute_copy(params, config), [decode_start(config, 1, time_dtype) for _ in range(rows)]
 
     def decode(self, state: Any, tokens: ndarray, times: ndarray, config: ModelConfig) -> tuple[ndarray, Any]:
         weights, rings = state
-        z, rings = model_decode(weights, tokens, times, rings, config)
-        return z, (weights, rings)
+        # a row at a time: BLAS sums the product of one row in another order than that of several
+        each = [model_decode(weights, tokens[b : b + 1], times[b : b + 1], ring, config) for b, ring in enumerate(rings)]
+        return np.concatenate([z for z, _ in each]), (weights, [ring for _, ring in each])
 
 
 def load_backend(name: BackendName) -> Backend:

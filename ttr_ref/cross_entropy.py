@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Inexact, Integer
+from jaxtyping import Inexact, Int64, Integer
 from numpy import ndarray
 
 
@@ -22,6 +22,15 @@ class CrossEntropyCache(NamedTuple):
     targets: Integer[ndarray, "N"]
     lse: Inexact[ndarray, "N"]
     chunk: int
+
+
+class Standing(NamedTuple):
+    """Where each target stands among all tokens, the likeliest first and of equally likely ones the smaller id first."""
+
+    rank: Int64[ndarray, "N"]
+    """1 for the likeliest."""
+    top_nats: Inexact[ndarray, "N"]
+    """−ln p of the likeliest."""
 
 
 def chunks(count: int, chunk: int) -> Iterator[slice]:
@@ -56,3 +65,21 @@ def cross_entropy_backward(
         dx[rows] = dlogits @ w.T
         dw += x[rows].T @ dlogits
     return dx, dw
+
+
+def standing_of(logits: Inexact[ndarray, "N V"], lse: Inexact[ndarray, "N"], targets: Integer[ndarray, "N"]) -> Standing:
+    """That of one chunk."""
+    own = logits[np.arange(logits.shape[0]), targets][:, None]
+    before = (logits > own) | ((logits == own) & (np.arange(logits.shape[1]) < targets[:, None]))
+    return Standing(1 + before.sum(axis=-1, dtype=np.int64), lse - logits.max(axis=-1))
+
+
+def joined(parts: list[Standing]) -> Standing:
+    """One chunk after the other."""
+    return Standing(np.concatenate([p.rank for p in parts]), np.concatenate([p.top_nats for p in parts]))
+
+
+def standings(cache: CrossEntropyCache) -> Standing:
+    """That of all states, whose logits are formed again."""
+    x, w, targets, lse, chunk = cache
+    return joined([standing_of(x[rows] @ w, lse[rows], targets[rows]) for rows in chunks(x.shape[0], chunk)])

@@ -58,7 +58,12 @@ def log_sum_exp(a: Inexact[ndarray, "N M"]) -> Inexact[ndarray, "N 1"]:
 
 def mixture_of(u: Inexact[ndarray, "N E"], params: MixtureParams, resolution: float) -> Mixture:
     """The density of the next gap after each state u."""
-    logit, mu, s = np.split(u @ params.w_mixture + params.b_mixture.astype(np.result_type(params.b_mixture, np.float64)), 3, axis=-1)
+    return mixture_from(u @ params.w_mixture + params.b_mixture.astype(np.result_type(params.b_mixture, np.float64)), resolution)
+
+
+def mixture_from(raw: Inexact[ndarray, "N three_M"], resolution: float) -> Mixture:
+    """That of the projection [ℓ | μ | s]."""
+    logit, mu, s = np.split(raw, 3, axis=-1)
     return Mixture(logit - log_sum_exp(logit), mu, np.exp(s) + resolution * np.exp(-mu))
 
 

@@ -20,6 +20,7 @@ from ttr_ref.float_dtype import FloatDType
 from ttr_ref.loss_scaling import LossScale, loss_scale_init
 from ttr_ref.model import ModelParams, model_init
 from ttr_ref.next_event import Batch
+from ttr_ref.time_head import mixture_quantile
 from ttr_ref.timeline import timeline_from_lengths
 from ttr_ref.tree import leaves_of, named_leaves, tree_map
 
@@ -76,11 +77,14 @@ def test_an_overflow_moves_nothing() -> None:
 
 
 def predictions(backend: Backend, params: ModelParams, batch: Batch, config: ModelConfig) -> tuple:
-    return tuple((p.token_nats, p.time_nats, p.gap, p.median_gap) for p in backend.predict(params, batch, config, True))
+    found = backend.predict(params, batch, config, True)
+    return tuple((p.token_nats, p.time_nats, p.gap, mixture_quantile(p.mixture, 0.5), p.standing.top_nats) for p in found)
 
 
 def test_predictions_equal_the_oracle() -> None:
-    """Nats and medians in float32, in both orders; the limit is that of tests/cpu/test_model.py. Another model, or other weights, come along."""
+    """Nats, medians and the likeliest token's nats in float32, in both orders; the limit is that of tests/cpu/test_model.py. Another model, or other
+    weights, come along.
+    """
     backend = CpuBackend()
     for order, seed in (("both", 0), ("both", 1), ("token_then_time", 2)):
         config = small_model(F32, order=order)
@@ -96,7 +100,7 @@ def test_predictions_equal_the_oracle() -> None:
             predictions(backend, params, batch, config), expected(weights), moves,
         )  # fmt: skip
         assert max(leaves_of(shares)) <= 1
-    assert all(p.median_gap is None for p in backend.predict(params, batch, config, False))
+    assert all(p.mixture is None and p.standing is None for p in backend.predict(params, batch, config, False))
 
 
 def circle(rng: np.random.Generator, rows: int, places: int, vocab: int, origin: int) -> Batch:

@@ -3,11 +3,11 @@
 import sys
 import time
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from ttr_fast.commands.generate import print_events
 from ttr_fast.commands.options import ModelOptions, check_unused, describe, free_folder, loaded_backend
 from ttr_fast.commands.report import Row, save_plots, save_results, table
 from ttr_fast.data.event_files import read_events
@@ -16,9 +16,10 @@ from ttr_fast.data.measures import measured_time
 from ttr_fast.data.sequences import EventSequences
 from ttr_fast.data.split import split_by_entity
 from ttr_fast.errors import UserError
-from ttr_fast.generation.decode import continue_sequence
-from ttr_fast.generation.itinerary import time_text
-from ttr_fast.generation.sample import Event
+from ttr_fast.generation.decode import Past, continue_sequences
+from ttr_fast.generation.distribution import Sampling
+from ttr_fast.generation.itinerary import itinerary_lines, time_text
+from ttr_fast.generation.sample import Event, EventSampler, row_generator
 from ttr_fast.model import Backend, BackendName
 from ttr_fast.training.baselines import count_baselines, log_normal_baseline
 from ttr_fast.training.checkpoint import CheckpointConfig, EventSource, save_checkpoint
@@ -129,13 +130,14 @@ def decode_future(
     index = int(np.argsort(held_out.lengths, kind="stable")[held_out.n_sequences // 2])
     tokens, times = held_out.sequence(index)
     really = [Event(k, t) for k, t in zip(tokens[-DECODED:].tolist(), times[-DECODED:].tolist(), strict=True)]
-    decoded = list(continue_sequence(backend, params, model, tokens[:-DECODED], times[:-DECODED], DECODED, 1.0, seed))
-    return held_out.entities[index], decoded, really
+    past = Past(tokens[:-DECODED], times[:-DECODED], row_generator(seed, held_out.entities[index], 0))
+    future = continue_sequences(backend, params, model, [past], EventSampler(params, model, Sampling()), lambda row, event: False)
+    return held_out.entities[index], [event for _, event in islice(future, DECODED)], really
 
 
 def print_future(aircraft: str, decoded: list[Event], really: list[Event], vocabulary: tuple[str, ...], measured: TimeConfig) -> None:
     """The decoded itinerary, then what happened."""
     print(f"Aircraft {aircraft}, never trained on: its next {len(decoded)} departures from New York, one sample of the model with time")
-    print_events(decoded, None, vocabulary, measured.tick_seconds)
+    print(itinerary_lines(decoded, None, vocabulary, measured.tick_seconds), end="")
     print(f"What really happened from {time_text(really[0].time, measured.tick_seconds)}")
-    print_events(really, None, vocabulary, measured.tick_seconds)
+    print(itinerary_lines(really, None, vocabulary, measured.tick_seconds), end="")

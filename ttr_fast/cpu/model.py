@@ -99,11 +99,11 @@ class CpuModel:
             for layer in reversed(range(start, stop)):
                 transformer_block_backward(dx, params.blocks[layer], grads.blocks[layer], places, caches[layer - start], config.block, workspace)
 
-    def nats(self, params: ModelParams, batch: Batch) -> tuple[list[EventNats], NextEvents]:
-        """The nats of each target in each order, without dropout."""
+    def nats(self, params: ModelParams, batch: Batch, closely: bool = False) -> tuple[list[EventNats], NextEvents]:
+        """The nats of each target in each order, without dropout; closely: also where it stands among all tokens."""
         places = places_of(batch.at, self.config.block.time)
         trunk, _ = self.trunk(params, batch, places, None, "block")
-        events = NextEvents(trunk.z, params, batch, places, self.config, self.workspace)
+        events = NextEvents(trunk.z, params, batch, places, self.config, self.workspace, closely)
         return [n for n, _ in events.all_orders()], events
 
     def loss_and_gradients(

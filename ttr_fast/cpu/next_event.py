@@ -20,7 +20,7 @@ from ttr_fast.cpu.time_head import time_head_backward, time_head_forward
 from ttr_fast.cpu.transformer_block import add_product, feed_forward, feed_forward_backward, normed_with_time, normed_with_time_backward
 from ttr_fast.cpu.workspace import Workspace
 from ttr_ref.config import ModelConfig, TimeHeadOrder
-from ttr_ref.cross_entropy import chunks
+from ttr_ref.cross_entropy import Standing, chunks, joined, standing_of
 from ttr_ref.model import ModelParams
 from ttr_ref.next_event import Batch, EventNats, NextTimeParams, gaps, next_timeline, orders_of
 from ttr_ref.time_head import MixtureParams
@@ -60,9 +60,12 @@ def scatter_add(worker, workers, y, index, x):
 
 def token_nats(
     states: ndarray, vocabulary: ndarray, tied: bool, tokens: ndarray, chunk: int, weights: Weights | None, dstates: ndarray | None,
-    dvocabulary: ndarray | None, workspace: Workspace,
+    dvocabulary: ndarray | None, workspace: Workspace, standings: list[Standing] | None = None,
 ) -> tuple[ndarray, ndarray]:  # fmt: skip
-    """(nats, LSE) of the targets; with weights, dstates is filled and dvocabulary added to. vocabulary: (V, E) if tied, else (E, V)."""
+    """(nats, LSE) of the targets; with weights, dstates is filled and dvocabulary added to. vocabulary: (V, E) if tied, else (E, V).
+
+    standings: gets where the targets of each chunk stand.
+    """
     count, size = states.shape[0], vocabulary.shape[0 if tied else 1]
     compute = np.dtype(np.float64 if states.dtype == np.float64 else np.float32)
     nats, lse = np.empty(count, compute), np.empty(count, compute)
@@ -71,6 +74,8 @@ def token_nats(
         logits = workspace.array("logits", (n, size), compute)
         matmul(states[part], False, vocabulary, tied, logits, None, workspace)
         cross_entropy_forward(logits, tokens[part], nats[part], lse[part])
+        if standings is not None:
+            standings.append(standing_of(logits, lse[part], tokens[part]))
         if weights is None or dstates is None or dvocabulary is None:
             continue
         dlogits = logits if states.dtype == compute else workspace.array("dlogits", (n, size), states.dtype)
@@ -83,15 +88,21 @@ def token_nats(
 
 
 class NextEvents:
-    """The targets of one batch: nats in every order, and with weights the gradients of states, embedding, vocabulary and time head."""
+    """The targets of one batch: nats in every order, and with weights the gradients of states, embedding, vocabulary and time head.
 
-    def __init__(self, z: ndarray, params: ModelParams, batch: Batch, places: Places, config: ModelConfig, workspace: Workspace) -> None:
+    closely: also where each target stands among all tokens, in `standings`, for each order.
+    """
+
+    def __init__(
+        self, z: ndarray, params: ModelParams, batch: Batch, places: Places, config: ModelConfig, workspace: Workspace, closely: bool = False
+    ) -> None:
         self.z, self.params, self.batch, self.places, self.config, self.workspace = z, params, batch, places, config, workspace
         self.index = np.flatnonzero(batch.is_target).astype(np.int64)
         self.tokens = np.ascontiguousarray(batch.next_tokens[batch.is_target]).astype(np.int64)
         self.vocabulary = params.embedding if params.w_vocab is None else params.w_vocab
         self.compute = config.block.float_dtype.compute
         self.raw: list[ndarray] = []
+        self.closely, self.standings = closely, list[Standing]()
 
     def states(self, x: ndarray, name: str, table: ndarray | None = None) -> ndarray:
         """The rows of the targets, in storage; with a table the embedding of what comes next is added."""
@@ -108,7 +119,10 @@ class NextEvents:
         states = self.states(source, "states")
         dstates = None if grads is None else workspace.array("dstates", states.shape, self.compute)
         dvocabulary = None if grads is None else (grads.embedding if config.tied else grads.w_vocab)
-        nats, lse = token_nats(states, self.vocabulary, config.tied, self.tokens, config.loss_chunk, weights, dstates, dvocabulary, workspace)
+        parts: list[Standing] | None = [] if self.closely else None
+        nats, lse = token_nats(states, self.vocabulary, config.tied, self.tokens, config.loss_chunk, weights, dstates, dvocabulary, workspace, parts)
+        if parts:
+            self.standings.append(joined(parts))
         if dz is not None and dstates is not None and grads is not None:
             if way is None or head is None or grads.time_head is None:
                 scatter_add(dstates, self.index, dz)

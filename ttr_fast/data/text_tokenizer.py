@@ -22,6 +22,7 @@ class TextTokenizer:
     def __init__(self, inner: Any) -> None:
         self.inner = inner
         self.terminator = int(inner.token_to_id(TERMINATOR))
+        self.whole = {token: added.content.encode() for token, added in inner.get_added_tokens_decoder().items()}
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int, markers: Sequence[str] = ()) -> "TextTokenizer":
@@ -77,6 +78,22 @@ class TextTokenizer:
     def decode(self, tokens: Sequence[int] | NDArray[np.int32]) -> str:
         """The text; bytes that are no UTF-8 (where a token ends inside a character) become U+FFFD."""
         return str(self.inner.decode(list(map(int, tokens)), skip_special_tokens=False))
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token, which may end inside a character."""
+        if token in self.whole:  # terminator and markers stand as they are
+            return self.whole[token]
+        return bytes(BYTE_OF[character] for character in self.inner.id_to_token(token))
+
+
+def byte_letters() -> dict[str, int]:
+    """The letter that stands for each byte in byte-level BPE: those that print are themselves, the others follow from U+0100 on."""
+    printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printing]
+    return {chr(byte): byte for byte in printing} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+BYTE_OF = byte_letters()
 
 
 def the_library() -> Any:

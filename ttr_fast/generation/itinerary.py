@@ -13,11 +13,23 @@ def itinerary_line(event: Event, previous: int | float | None, vocabulary: tuple
     return f"{time_text(event.time, tick_seconds)}  {gap:>14}  {vocabulary[event.token]}"
 
 
+def itinerary_lines(events: list[Event], previous: int | float | None, vocabulary: tuple[str, ...], tick_seconds: float | None) -> str:
+    """One line each, with the gap to the one before."""
+    lines = []
+    for event in events:
+        lines.append(f"  {itinerary_line(event, previous, vocabulary, tick_seconds)}\n")
+        previous = event.time
+    return "".join(lines)
+
+
 def time_text(time: int | float, tick_seconds: float | None) -> str:
-    """A date with hours and minutes, in UTC."""
+    """A date with hours and minutes, in UTC; the number itself where there is no such date."""
     if tick_seconds is None:
         return f"{time}"
-    return f"{datetime.fromtimestamp(time * tick_seconds, UTC):%a %Y-%m-%d %H:%M} UTC"
+    try:
+        return f"{datetime.fromtimestamp(time * tick_seconds, UTC):%a %Y-%m-%d %H:%M} UTC"
+    except (ValueError, OverflowError, OSError):  # years beyond 9999, which a model may draw
+        return f"{time}"
 
 
 def gap_text(gap: int | float, tick_seconds: float | None) -> str:

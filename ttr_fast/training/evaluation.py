@@ -11,6 +11,7 @@ from ttr_fast.data.sequences import Sequences
 from ttr_fast.model import Backend, Prediction
 from ttr_ref.config import ModelConfig, TimeHeadOrder
 from ttr_ref.model import ModelParams
+from ttr_ref.time_head import mixture_quantile
 
 
 class OrderResult(NamedTuple):
@@ -28,16 +29,17 @@ def evaluate(
     backend: Backend, params: ModelParams, events: Sequences, config: ModelConfig, with_errors: bool = False, after: Marker | None = None
 ) -> list[OrderResult]:
     """One result for each order. with_errors finds the median of every predicted density, which takes longer than all the rest."""
-    parts: dict[TimeHeadOrder, list[Prediction]] = {}
+    parts: dict[TimeHeadOrder, list[tuple[Prediction, ndarray | None]]] = {}
     for batch in evaluation_batches(events, after=after):
         for prediction in backend.predict(params, batch, config, with_errors):
-            parts.setdefault(prediction.order, []).append(prediction)
+            error = None if prediction.mixture is None else np.abs(prediction.gap - mixture_quantile(prediction.mixture, 0.5))
+            parts.setdefault(prediction.order, []).append((prediction._replace(mixture=None, standing=None), error))
     return [
         OrderResult(
             order,
-            float(np.mean(np.concatenate([p.token_nats for p in predictions]))),
-            average(np.mean, [p.time_nats for p in predictions]),
-            average(np.median, [None if p.median_gap is None else np.abs(p.gap - p.median_gap) for p in predictions]),
+            float(np.mean(np.concatenate([p.token_nats for p, _ in predictions]))),
+            average(np.mean, [p.time_nats for p, _ in predictions]),
+            average(np.median, [error for _, error in predictions]),
         )
         for order, predictions in parts.items()
     ]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy import ndarray
 
 from ttr_fast.training.checkpoint import replace_file
+from ttr_fast.training.scores import Scores
 from ttr_ref.config import BlockConfig
 from ttr_ref.model import ModelParams
 from ttr_ref.time2vec import TURN
@@ -25,14 +26,14 @@ LEAST_BIAS = -12.0
 """A score this much lower gets less than 1/100,000 of the weight; what lies below is not drawn."""
 
 
-def new_figure(width: float, height: float, columns: int = 1) -> tuple["Figure", list["Axes"]]:
-    """A figure that needs no display."""
+def new_figure(width: float, height: float, columns: int = 1, alike: bool = True) -> tuple["Figure", list["Axes"]]:
+    """A figure that needs no display; alike: its columns have one vertical axis."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns, squeeze=False, sharey=columns > 1)
+    axes = figure.subplots(1, columns, squeeze=False, sharey=alike and columns > 1)
     for axis in axes[0]:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
@@ -118,6 +119,30 @@ def plot_time2vec(path: Path, params: ModelParams, config: BlockConfig) -> None:
     axis.set(xlabel="period", ylabel="|weight| in the norm", title="Time2Vec after training")
     label_time_axis(axis, time.tick_seconds, time.shortest, 100 * time.span)
     axis.legend(frameon=False)
+    save_figure(path, figure)
+
+
+def plot_calibration(path: Path, results: Sequence[Scores]) -> None:
+    """The PIT histogram of the times, and of the tokens how often the likeliest was right against how likely it was said to be."""
+    figure, (left, right) = new_figure(8.4, 3.8, 2, alike=False)
+    for n, result in enumerate(results):
+        label, color = result.order.replace("_", " "), f"C{n}"
+        if result.time is not None:
+            shares = result.time.pit
+            name = f"{label}, distance {result.time.pit_distance:.3f}"
+            left.stairs(shares * shares.size, np.linspace(0, 1, shares.size + 1), color=color, label=name)
+        some = result.reliability.predictions > 0
+        sizes = 10 + 200 * result.reliability.predictions[some] / result.targets
+        x, y = result.reliability.confidence[some], result.reliability.accuracy[some]
+        right.plot(x, y, color=color, label=f"{label}, ECE {result.reliability.error():.3f}")
+        right.scatter(x, y, sizes, color=color, alpha=0.6)
+    left.axhline(1, color="0.6", linestyle="--", linewidth=1)
+    left.set(xlabel="predicted probability of an earlier time", ylabel="density", title="PIT of the next time", ylim=(0, None))
+    right.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
+    right.set(xlabel="probability of the likeliest token", ylabel="how often it came", title="Reliability of the next token")
+    for axis in (left, right):
+        if axis.get_legend_handles_labels()[1]:
+            axis.legend(frameon=False, fontsize="small")
     save_figure(path, figure)
 
 
