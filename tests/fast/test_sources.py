@@ -263,9 +263,9 @@ def test_memory_does_not_grow_with_the_file(format):
                 writer.write_table(pyarrow.Table.from_pylist(rows))
         repeats *= 3
     else:
-        plain = encoded(format.removesuffix(".gz"), rows)
+        plain = encoded(format.removesuffix(".gz"), rows, end="\r\n")
         head, body, joint, tail = {"jsonl.gz": (b"", plain, b"", b""), "json.gz": (b"[", plain[1:-1], b",", b"]"),
-                                   "csv.gz": (plain[:18], plain[18:], b"", b"")}[format]  # fmt: skip
+                                   "csv.gz": (plain[:19], plain[19:], b"", b"")}[format]  # fmt: skip
         Path(f"e.{format}").write_bytes(gzip.compress(head + joint.join([body] * repeats) + tail, 1))
     environment = {"PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run([sys.executable, "-c", MEMORY, f"e.{format}"], capture_output=True, text=True, check=True, env=environment)
