@@ -79,9 +79,20 @@ def put_together(parts: tuple[Any, ...]) -> list[Any] | None:
 @given(EVENTS, st.sampled_from(FORMATS), st.booleans(), st.sampled_from([None, 0, 3]), st.sampled_from(["\n", "\r\n"]), st.integers(1, 100))
 def test_events_come_back_in_every_format_whatever_the_blocks(events, format, ascii, indent, end, block):
     rows = [{"note": "[", "token": token, "time": time, "entity": entity} for entity, time, token in events]
-    columns, source = read(encoded(format, rows, ascii, indent, end), f"e.{format}", block=block, time_unit="s")
+    content = encoded(format, rows, ascii, indent, end)
+    columns, source = read(content, f"e.{format}", block=block, time_unit="s")
+    assert columns == read(content, f"e.{format}", time_unit="s")[0]
     assert list(zip(*columns[:3], strict=True)) == events
     assert source.time_unit == "s"
+
+
+@pytest.mark.parametrize("block", range(1, 24))
+def test_an_array_is_split_where_its_elements_end(block):
+    texts = ["\\" * n + end for n in range(1, 6) for end in ('"', 'x"', ',"[', "]}", "\n")]
+    content = "[" + ",".join("\n" * (n % 3) + " " * (n % 4) + json.dumps(text) for n, text in enumerate(texts)) + "\n]\n"
+    lines = [1 + sum(k % 3 for k in range(n + 1)) for n in range(len(texts))]
+    columns, _ = read(content, "t.json", TextFields(), block)
+    assert columns[2:] == [[text + "</s>" for text in texts], lines]
 
 
 @settings(max_examples=60)
@@ -197,7 +208,7 @@ def test_a_clock_that_starts_near_zero_may_pass_where_seconds_are_of_our_days():
     assert read("entity,time,token\na,0,x\na,1700000000,x\n", "e.csv", time_unit="ms")[0][1] == [0, 1700000000]
 
 
-@given(st.lists(st.integers(-(10**9), 10**13) | st.floats(-1e9, 1e13).map(lambda t: t + 0.5), min_size=1), st.integers(1, 50))
+@given(st.lists(st.integers(10**10, 2 * 10**14) | st.integers(-(10**9), 10**13) | st.floats(-1e9, 1e13), min_size=1), st.integers(1, 50))
 def test_a_column_of_times_is_its_times_one_by_one(values, size):
     at_once, one_by_one = Clock("ms"), Clock("ms")
     for start in range(0, len(values), size):
