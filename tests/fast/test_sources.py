@@ -240,6 +240,21 @@ def test_bad_records_are_left_out_counted_and_kept(block):
         read(content, "e.csv", block=block, sort=False, problems=Problems("skip", max_bad=2))
 
 
+def test_rows_too_narrow_and_too_wide_do_not_make_up_for_each_other():
+    content = "entity,time,token\n" + "a,1\na,1,x,y\n" + "a,1,x\n"
+    with Problems("skip", max_bad=2) as problems:
+        assert read(content, "e.csv", problems=problems)[0] == [["a"], [1], ["x"], [4]]
+    assert problems.count == 2
+
+
+def test_chunks_stay_small_where_rows_cross_every_block(monkeypatch):
+    Path("e.csv").write_text("entity,time,token\n" + 'a,1,"x\ny\nz"\n' * 500)
+    monkeypatch.setattr(files, "BLOCK", 64)
+    chunks = list(open_events("e.csv", EventFields(), time_unit="s", sort=False, problems=Problems()).chunks())
+    assert sum(chunk.lines.size for chunk in chunks) == 500
+    assert max(chunk.lines.size for chunk in chunks) <= 64 // len('a,1,"x\ny\nz"\n') + 2
+
+
 def test_no_good_record():
     with pytest.raises(UserError, match="e.jsonl: none of its 2 records is good, expected one at least"):
         read("{}\n{}\n", "e.jsonl", problems=Problems("skip", max_bad=2))
