@@ -95,6 +95,14 @@ def test_an_array_is_split_where_its_elements_end(block):
     assert columns[2:] == [[text + "</s>" for text in texts], lines]
 
 
+@pytest.mark.parametrize("block", range(1, 24))
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+def test_lines_are_counted_wherever_blocks_end(end, block):
+    content = end.join(["\ufeffentity,time,token", "a,1,x", "", 'a,2,"x', 'y"', "b,1,é", "b,2,z", ""])
+    columns, _ = read(content, "e.csv", block=block)
+    assert columns == [["a", "a", "b", "b"], [1, 2, 1, 2], ["x", f"x{end}y", "é", "z"], [2, 4, 6, 7]]
+
+
 @settings(max_examples=60)
 @given(st.lists(NAME.filter(str.strip), min_size=1, max_size=20), st.sampled_from(FORMATS), st.booleans(), st.integers(1, 100))
 def test_texts_come_back_with_a_terminator(texts, format, ascii, block):
@@ -241,9 +249,9 @@ def test_bad_records_are_left_out_counted_and_kept(block):
 
 
 def test_rows_too_narrow_and_too_wide_do_not_make_up_for_each_other():
-    content = "entity,time,token\n" + "a,1\na,1,x,y\n" + "a,1,x\n"
+    header, rows = "entity,time,token\n", "a,1\na,1,x,y\na,1,x\n"
     with Problems("skip", max_bad=2) as problems:
-        assert read(content, "e.csv", problems=problems)[0] == [["a"], [1], ["x"], [4]]
+        assert read(header + rows, "e.csv", block=len(header), problems=problems)[0] == [["a"], [1], ["x"], [4]]
     assert problems.count == 2
 
 
