@@ -279,7 +279,7 @@ from ttr_fast.data.sources.opening import open_events
 from ttr_fast.data.sources.records import EventFields, Problems
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 chunks = open_events(sys.argv[1], EventFields(), time_unit=None, sort=True, problems=Problems()).chunks()
-events = sum(next(chunks).lines.size for _ in range(30))
+events = sum(next(chunks).lines.size for _ in range(20))
 before = peak()
 events += sum(chunk.lines.size for chunk in chunks)
 print(events, peak() - before)
@@ -289,13 +289,13 @@ print(events, peak() - before)
 @pytest.mark.parametrize("format", ["jsonl.gz", "json.gz", "csv.gz", "parquet"])
 def test_memory_does_not_grow_with_the_file(format):
     rng = np.random.default_rng(5)
-    n, repeats = 20_000, 30
+    n, repeats = 20_000, 15
     rows = [{"entity": f"N{k}", "time": 1_700_000_000 + k, "token": f"to {k % 97}"} for k in rng.integers(0, 10**6, n).tolist()]
     if format == "parquet":
-        with parquet.ParquetWriter("e.parquet", pyarrow.Table.from_pylist(rows).schema) as writer:
-            for _ in range(3 * repeats):
-                writer.write_table(pyarrow.Table.from_pylist(rows))
-        repeats *= 3
+        table, repeats = pyarrow.Table.from_pylist(rows), 4 * repeats
+        with parquet.ParquetWriter("e.parquet", table.schema) as writer:
+            for _ in range(repeats):
+                writer.write_table(table)
     else:
         plain = encoded(format.removesuffix(".gz"), rows, end="\r\n")
         head, body, joint, tail = {"jsonl.gz": (b"", plain, b"", b""), "json.gz": (b"[", plain[1:-1], b",", b"]"),
@@ -305,7 +305,7 @@ def test_memory_does_not_grow_with_the_file(format):
     done = subprocess.run([sys.executable, "-c", MEMORY, f"e.{format}"], capture_output=True, text=True, check=True, env=environment)
     events, kilobytes = map(int, done.stdout.split())
     assert events == n * repeats
-    assert kilobytes < 8 << 10  # the file unpacked is 13 to 40 MB, its columns more
+    assert kilobytes < 8 << 10  # the file unpacked is 7 MB or more, its columns several times that
 
 
 @pytest.mark.parametrize("reader", READERS)
