@@ -194,10 +194,35 @@ def test_a_changed_file_is_read_again_and_the_others_are_not(
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
-    path = events_file(tmp_path / "a.jsonl", [("e", START, "x"), ("e", START - 1, "x")])
-    with pytest.raises(UserError, match=r"a\.jsonl:2"):
-        preprocess(path, out=tmp_path / "out")
+    path = events_file(tmp_path / "a.jsonl", some_events(1))
+    path.write_text(path.read_text() + "{}\n")
+    with pytest.raises(UserError, match=r"a\.jsonl:401"):
+        cli.run(["preprocess", str(path), "--out", str(tmp_path / "out"), "--workers", "1"])
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+@pytest.mark.parametrize("policy", ["fail", "skip"])
+@pytest.mark.usefixtures("small_pieces")
+def test_times_that_go_back_are_told_with_their_line_or_sorted(
+    tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --sort, the run that stopped goes on, and reads nothing again."""
+    from ttr_fast.data.preprocess import make
+
+    events = some_events(1)
+    late = [("é3", START, "k1")]
+    files = [events_file(tmp_path / "a.jsonl", some_events(2)), events_file(tmp_path / "b.jsonl", events[:300] + late + events[300:])]
+    if policy == "skip":
+        corpus = preprocess(*files, "--on-error", "skip", out=tmp_path / "skipped")
+        assert "1 bad records left out" in capsys.readouterr().out
+        assert sorted(sequences(corpus)) == sorted(expected_sequences(some_events(2) + events, corpus.vocabulary))
+        return
+    with pytest.raises(UserError, match=r"b\.jsonl:301:.* comes after"):
+        cli.run(["preprocess", *map(str, files), "--out", str(tmp_path / "out"), "--workers", "1"])
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(make, "spill_part", None)
+    corpus = preprocess(*files, "--sort", out=tmp_path / "out")
+    assert sorted(sequences(corpus)) == sorted(expected_sequences(some_events(2) + events + late, corpus.vocabulary))
 
 
 def test_two_processes_do_not_make_the_same_corpus(tmp_path: Path) -> None:
