@@ -128,8 +128,7 @@ class Spill:
         sizes = (rows.new.size, int(lengths.sum()), rows.hashes.size, sum(map(len, rows.texts)))
         self.blocks.append(Block(partition, self.file.tell(), *sizes, rows.times.dtype == np.float64))
         columns = (rows.hashes.tobytes(), rows.times.tobytes(), rows.payload.tobytes())
-        for content in (rows.new.tobytes(), lengths.tobytes(), *rows.new_names, *columns, *rows.texts):
-            self.file.write(content)
+        self.file.writelines((rows.new.tobytes(), lengths.tobytes(), *rows.new_names, *columns, *rows.texts))
 
 
 class Rows(NamedTuple):
