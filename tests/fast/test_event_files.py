@@ -242,7 +242,7 @@ HEADER = "who,when,what\n"
         (HEADER + 'a,1,"x"y\n', "e.csv:2: the row is not valid CSV, ',' expected after '\"'"),
         (HEADER + "a,1,x\na,2,\0\n", "e.csv:3: the line has a NUL byte, expected text"),
         (
-            HEADER + 'a,1,"' + "x\n" * (8 << 20),
+            HEADER + 'a,1,"' + ("x" * 4095 + "\n") * (4 << 10),
             "e.csv:2: the row is longer than 16777216 characters, expected a shorter one or a closing quote",
         ),
         (HEADER.encode() + b"a,1,\xc3\xa9\n\na,2,\xe9\n", "e.csv:4: the line is not UTF-8, expected UTF-8 text"),

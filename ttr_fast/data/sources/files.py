@@ -66,7 +66,7 @@ def blocks(path: Path) -> Iterator[Block]:
     with opened(path) as stored:
         plain = gzip.GzipFile(fileobj=stored) if path.name.lower().endswith(".gz") else stored
         unpacked = read = 0
-        following = plain.read(BLOCK).removeprefix(BOM)
+        following = plain.read(max(BLOCK, len(BOM))).removeprefix(BOM)
         while True:
             data, following = following, plain.read(BLOCK)
             unpacked += len(data)

@@ -6,7 +6,7 @@ records that msgspec refuses or that may have a key twice.
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -17,13 +17,15 @@ from .times import INTEGER
 
 MAX_DEPTH = 64
 """Of brackets in a record."""
+TOO_DEEP = f"the record is nested deeper than {MAX_DEPTH} brackets, expected a flatter one"
 # possessive, so that a long string costs no memory
 TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\],:]', re.DOTALL)
 LONE_SURROGATE = re.compile(
-    rb"(?<!\\)(?:\\\\)*(?:\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    rb"(?<!\\)(?:\\\\)*+(?:\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
     rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2})"
 )
 PLACE_OF_MSGSPEC = re.compile(r"^JSON is malformed: (.*) \(byte ([0-9]+)\)$")
+MOST_LISTED = 20
 KINDS = {ord("{"): "an object", ord("["): "an array", ord('"'): "a string", ord("t"): "true", ord("f"): "false", ord("n"): "null"}
 
 
@@ -57,29 +59,37 @@ def examined(record: bytes, wanted: Sequence[Wanted], text: str | None) -> list[
     Raises Bad.
     """
     _check_text(record)
-    _check_depth(record)
-    _check_syntax(record, text is not None)
+    try:
+        _check_syntax(record, text is not None)
+    except RecursionError:
+        _check_depth(record)
+        raise Bad(0, TOO_DEEP) from None
+    if record.count(b"{") + record.count(b"[") > MAX_DEPTH:
+        _check_depth(record)
     if record.lstrip()[:1] == b'"':
         alone = msgspec.json.decode(record, type=str)
         return [alone if field.name == text else _missing(field, []) for field in wanted]
     found: dict[str, Member] = {}
+    there: list[str] = []
     names = {field.name for field in wanted}
     for member in members(record):
-        if member.key in names and member.key in found:
+        if member.key in found:
             raise Bad(member.key_at, f"field {quoted(member.key)} is there twice, expected it once")
-        found[member.key] = member
-    return [_value(found[field.name], field) if field.name in found else _missing(field, list(found)) for field in wanted]
+        if member.key in names:
+            found[member.key] = member
+        if len(there) <= MOST_LISTED:
+            there.append(member.key)
+    return [_value(found[field.name], field) if field.name in found else _missing(field, there) for field in wanted]
 
 
-def members(record: bytes) -> list[Member]:
+def members(record: bytes) -> Iterator[Member]:
     """The fields of a record that is valid JSON, in their order; none if it is no object."""
-    found: list[Member] = []
     depth = 0
     key = key_at = value_at = None
     for token in TOKEN.finditer(record):
         symbol = record[token.start()]
         if depth == 1 and value_at is not None and symbol in b",}":
-            found.append(_member(record, key, key_at, value_at, token.start()))  # type: ignore[arg-type]  # a value has a key
+            yield _member(record, key, key_at, value_at, token.start())  # type: ignore[arg-type]  # a value has a key
             value_at = None
         if symbol in b"{[":
             depth += 1
@@ -89,7 +99,6 @@ def members(record: bytes) -> list[Member]:
             key, key_at = token.group(), token.start()
         elif symbol == ord(":") and depth == 1:
             value_at = token.end()
-    return found
 
 
 def _member(record: bytes, key: bytes, key_at: int, start: int, end: int) -> Member:
@@ -127,9 +136,9 @@ def did_you_mean(name: str, there: Sequence[str]) -> str:
     return f" (did you mean {quoted(by_lower[close[0]])}?)" if close else ""
 
 
-def listed(names: Sequence[str], most: int = 20) -> str:
-    """Names in a message."""
-    return (", ".join(map(quoted, names[:most])) + (", …" if len(names) > most else "")) or "no other"
+def listed(names: Sequence[str]) -> str:
+    """Names in a message, not all if there are many."""
+    return (", ".join(map(quoted, names[:MOST_LISTED])) + (", …" if len(names) > MOST_LISTED else "")) or "no other"
 
 
 def _check_text(record: bytes) -> None:
@@ -147,7 +156,7 @@ def _check_depth(record: bytes) -> None:
         symbol = record[token.start()]
         depth += (symbol in b"{[") - (symbol in b"}]")
         if depth > MAX_DEPTH:
-            raise Bad(token.start(), f"the record is nested deeper than {MAX_DEPTH} brackets, expected a flatter one")
+            raise Bad(token.start(), TOO_DEEP)
 
 
 def _check_syntax(record: bytes, strings: bool) -> None:
@@ -159,7 +168,7 @@ def _check_syntax(record: bytes, strings: bool) -> None:
         kind = KINDS.get(record.lstrip()[0], "a number")
         raise Bad(0, f"the record is {kind}, expected an object{' or a string' * strings}") from None
     except msgspec.DecodeError as error:
-        lone = LONE_SURROGATE.search(record)
+        lone = LONE_SURROGATE.search(record) if b"\\u" in record else None
         if lone:
             raise Bad(lone.start(), "the record has one half of a surrogate pair, expected both or none") from None
         place = PLACE_OF_MSGSPEC.match(str(error))

@@ -32,28 +32,29 @@ class JsonRows:
     def rows(self, frames: Iterable[Frame]) -> Iterator[Rows]:
         """One for each frame."""
         for frame in frames:
-            found = self._all_at_once(frame.records)
-            yield self._rows(frame, self._columns(found), []) if found is not None else self._one_by_one(frame)
+            columns = self._all_at_once(frame.records)
+            yield self._rows(frame, columns, []) if columns is not None else self._one_by_one(frame)
 
-    def _all_at_once(self, records: list[bytes]) -> list[Any] | None:
-        """The decoded records; None if one may be bad."""
+    def _all_at_once(self, records: list[bytes]) -> list[list[Any]] | None:
+        """The columns; None if a record may be bad."""
         joined = b"\n".join(records)
+        if joined.count(b"{") + joined.count(b"[") > len(records) + MAX_DEPTH - 1:  # one of them may be nested too deep
+            return None
         try:
             joined.decode()
-            if self._suspicious(joined, len(records)):
-                return None
-            return list(map(self.decode, records))
+            columns = self._columns(list(map(self.decode, records)))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
+        return None if self._maybe_twice(joined, columns) else columns
 
     def _one_by_one(self, frame: Frame) -> Rows:
         good: list[int] = []
         values: list[list[Any]] = []
         faults: list[Fault] = []
         for i, record in enumerate(frame.records):
-            decoded = self._all_at_once([record])
+            columns = self._all_at_once([record])
             try:
-                values.append([c[0] for c in self._columns(decoded)] if decoded else examined(record, self.wanted, self.text))
+                values.append([column[0] for column in columns] if columns else examined(record, self.wanted, self.text))
                 good.append(i)
             except Bad as bad:
                 line, where = self._place(frame, i, bad.at)
@@ -61,13 +62,10 @@ class JsonRows:
         kept = frame._replace(records=[frame.records[i] for i in good], lines=frame.lines[good], columns=frame.columns[good])
         return self._rows(kept, [[row[k] for row in values] for k in range(len(self.wanted))], faults)
 
-    def _suspicious(self, joined: bytes, count: int) -> bool:
-        """Whether a wanted key may be there twice in one of these records, or brackets be nested too deep."""
-        if joined.count(b"{") + joined.count(b"[") > count + MAX_DEPTH - 1:
-            return True
-        for key, field in zip(self.keys, self.wanted, strict=True):
-            there = joined.count(key)
-            if there > count or (field.optional and 0 < there < count):
+    def _maybe_twice(self, joined: bytes, columns: list[list[Any]]) -> bool:
+        """Whether one of these records may have a wanted key twice."""
+        for key, field, column in zip(self.keys, self.wanted, columns, strict=True):
+            if joined.count(key) > len(column) - (column.count(ABSENT) if field.optional else 0):
                 return True
         return b"\\u" in joined and ESCAPE_IN_KEY.search(joined) is not None
 

@@ -83,7 +83,7 @@ class _Source(Generic[Piece]):
     def __init__(
         self, path: Path, rows: Iterator[Rows], check: Callable[[Rows], tuple[Piece, list[Fault]]], clock: Clock, problems: Problems
     ) -> None:
-        self.path, self.clock, self.problems = path, clock, problems
+        self.problems = problems
         self.check: Callable[[Rows], tuple[Piece, list[Fault]]] = check
         with opened(path) as stored:
             self.size = os.fstat(stored.fileno()).st_size
@@ -92,14 +92,10 @@ class _Source(Generic[Piece]):
         for chunk in self.remaining:
             self.waiting.append(chunk)
             if chunk.lines.size:
+                self.time_unit: TimeUnit | None = None if chunk.times is None else clock.unit
                 break
         else:
-            raise UserError(f"{path}: none of its {problems.count} records is good, expected one at least")
-
-    @property
-    def time_unit(self) -> TimeUnit | None:
-        """As given, or as the first time told; None for texts without times."""
-        return self.clock.unit
+            raise UserError(f"{path}: none of its records is good, expected one at least")
 
     def chunks(self) -> Iterator[Piece]:
         """All records, once."""

@@ -1,5 +1,6 @@
 """Columns of a Parquet file, by the library pyarrow. A place in a message is the row, from 1, because there are no lines."""
 
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,17 +33,17 @@ def parquet_rows(path: Path, wanted: Sequence[Wanted], clock: Clock) -> Iterator
 
 def _read(path: Path, wanted: Sequence[Wanted], clock: Clock, pyarrow: Any, parquet: Any) -> Iterator[Rows]:
     with opened(path) as stored:
+        size = stored.seek(0, os.SEEK_END)
         try:
             file = parquet.ParquetFile(stored, page_checksum_verification=True, buffer_size=1 << 20)
             names = [_checked(path, file.schema_arrow, field, clock, pyarrow.types) for field in wanted]
-            size, done, first, read = stored.seek(0, 2), 0, 1, 0
             rows = file.metadata.num_rows
+            done = read = 0
             for batch in file.iter_batches(ROWS, columns=[name for name in names if name is not None], use_threads=False):
                 columns = [[ABSENT] * batch.num_rows if name is None else _values(batch.column(name), pyarrow) for name in names]
+                lines = np.arange(done + 1, done + batch.num_rows + 1)
                 done += batch.num_rows
                 read, before = size * done // rows, read
-                lines = np.arange(first, first + batch.num_rows)
-                first += batch.num_rows
                 yield Rows(columns, lines, [], read - before, partial(_place, path, lines), partial(_record, [f.name for f in wanted], columns))
         except (pyarrow.ArrowException, OSError, ValueError, UnicodeDecodeError) as error:
             problem = " ".join(str(error).split()).rstrip(".")
