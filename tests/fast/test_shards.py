@@ -110,6 +110,17 @@ def test_a_flipped_bit_in_any_byte_of_a_header_is_noticed_when_it_is_opened(fold
             open_shard(path, entry, "int64")
 
 
+def test_a_header_that_ends_in_its_padding_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    entry = write_shard(path, np.arange(5, dtype=np.uint32), np.arange(5), np.array([0, 5]))
+    content = bytearray(path.read_bytes())
+    assert content[8:].startswith(b'{"offsets"')
+    content[0] -= 4
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"its tensors end at byte {len(content) - 4}, expected {len(content)}"):
+        open_shard(path, entry, "int64")
+
+
 def test_a_flipped_bit_elsewhere_is_noticed_when_it_is_verified(folder: Path, tmp_path: Path) -> None:
     broken = copied(folder, tmp_path / "broken")
     assert sum(entry.sequences for entry in verify(broken)) == 40
