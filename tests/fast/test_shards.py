@@ -102,12 +102,23 @@ def test_a_flipped_bit_in_any_byte_of_a_header_is_noticed_when_it_is_opened(fold
     content = (folder / entry.file).read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
     path = tmp_path / entry.file
-    for at in range(end):
+    for at, bit in [(at, bit) for at in range(8) for bit in range(8)] + [(at, at % 8) for at in range(8, end)]:
         flipped = bytearray(content)
-        flipped[at] ^= 1 << at % 8
+        flipped[at] ^= 1 << bit
         path.write_bytes(flipped)
         with pytest.raises(UserError, match=re.escape(f"{path}: ")):
             open_shard(path, entry, "int64")
+
+
+def test_a_header_that_ends_in_its_padding_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    entry = write_shard(path, np.arange(5, dtype=np.uint32), np.arange(5), np.array([0, 5]))
+    content = bytearray(path.read_bytes())
+    assert content[8:].startswith(b'{"offsets"')
+    content[0] -= 4
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"its tensors end at byte {len(content) - 4}, expected {len(content)}"):
+        open_shard(path, entry, "int64")
 
 
 def test_a_flipped_bit_elsewhere_is_noticed_when_it_is_verified(folder: Path, tmp_path: Path) -> None:

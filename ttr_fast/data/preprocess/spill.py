@@ -128,8 +128,7 @@ class Spill:
         sizes = (rows.new.size, int(lengths.sum()), rows.hashes.size, sum(map(len, rows.texts)))
         self.blocks.append(Block(partition, self.file.tell(), *sizes, rows.times.dtype == np.float64))
         columns = (rows.hashes.tobytes(), rows.times.tobytes(), rows.payload.tobytes())
-        for content in (rows.new.tobytes(), lengths.tobytes(), *rows.new_names, *columns, *rows.texts):
-            self.file.write(content)
+        self.file.writelines((rows.new.tobytes(), lengths.tobytes(), *rows.new_names, *columns, *rows.texts))
 
 
 class Rows(NamedTuple):
@@ -140,6 +139,7 @@ class Rows(NamedTuple):
     times     (n,) int64 or float64
     codes     (n,) uint32: of tokens for events, in the numbers of the whole corpus; empty for texts
     texts     n texts; none for events
+    sources   (s,) int64, rows of each source
     """
 
     names: list[str]
@@ -147,12 +147,14 @@ class Rows(NamedTuple):
     times: Times
     codes: NDArray[np.uint32]
     texts: list[str]
+    sources: NDArray[np.int64]
 
 
 def load_partition(folders: Sequence[Path], parts: Sequence[Part], partition: int, tokens: Sequence[NDArray[np.uint32]]) -> Rows:
     """The rows of a partition in the order of the sources. tokens: for each source of events, the corpus's number of each of its codes."""
     name_of = dict[int, str]()
     hashes, times, codes, texts = [np.empty(0, np.uint64)], list[Times](), [np.empty(0, np.uint32)], list[str]()
+    sources = np.zeros(len(parts), np.int64)
     for n, (folder, part) in enumerate(zip(folders, parts, strict=True)):
         with (folder / ROWS_FILE).open("rb") as file:
             for block in (b for b in part.blocks if b.partition == partition):
@@ -162,6 +164,7 @@ def load_partition(folders: Sequence[Path], parts: Sequence[Part], partition: in
                 hashes.append(_array(file, np.uint64, block.rows))
                 times.append(_array(file, np.float64 if block.float_times else np.int64, block.rows))
                 payload = _array(file, np.uint32, block.rows)
+                sources[n] += block.rows
                 if part.with_texts:
                     texts += _cut(file, payload)
                 else:
@@ -171,7 +174,7 @@ def load_partition(folders: Sequence[Path], parts: Sequence[Part], partition: in
     order = np.argsort(by_hash)
     entities = order[np.searchsorted(by_hash[order], np.concatenate(hashes))]
     joined: Times = np.concatenate(times) if times else np.empty(0, np.int64)  # type: ignore[assignment]  # of one of the two dtypes
-    return Rows([name for _, name in known], entities, joined, np.concatenate(codes), texts)
+    return Rows([name for _, name in known], entities, joined, np.concatenate(codes), texts, sources)
 
 
 def each_time(folder: Path, part: Part) -> Iterator[Times]:
