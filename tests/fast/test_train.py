@@ -15,6 +15,7 @@ from tests.fast.conftest import COLUMNS, SMALL, START
 from tests.ref.bounds import same_bits
 from ttr_fast import cli
 from ttr_fast.commands.configuration import from_toml
+from ttr_fast.commands.report import Row, table
 from ttr_fast.commands.train import NOT_IN_FILES, Command
 from ttr_fast.data.corpus import open_corpus
 from ttr_fast.errors import UserError
@@ -291,3 +292,11 @@ def test_model_flops_by_hand(window: int | None, pairs: int) -> None:
     block = 8 * (8 + 2 * 4) + 8 * 8 + 8 * 10 + 5 * 8
     expected = 6 * (2 * block * 12 + (7 * 8 + 8 * 9) * 5) + 12 * 8 * 2 * pairs
     assert model_flops(model_init(config, 0), batch, config) == expected
+
+
+def test_the_table_is_aligned() -> None:
+    """Also where all names are short; what a model does not predict stays empty."""
+    heading, _, row = table([Row("model", 1.25)], None, "token").splitlines()
+    assert heading == "held-out nats per token  next token   next time   median error of the time (ticks)"
+    assert row == "model                         1.250"
+    assert len(row) == heading.index("next token") + len("next token")
