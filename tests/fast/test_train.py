@@ -15,8 +15,11 @@ from tests.fast.conftest import COLUMNS, SMALL, START
 from tests.ref.bounds import same_bits
 from ttr_fast import cli
 from ttr_fast.commands.configuration import from_toml
+from ttr_fast.commands.dataset import read_dataset
+from ttr_fast.commands.options import Columns
 from ttr_fast.commands.report import Row, table
 from ttr_fast.commands.train import NOT_IN_FILES, Command
+from ttr_fast.data.batches import Marker
 from ttr_fast.data.corpus import open_corpus
 from ttr_fast.errors import UserError
 from ttr_fast.training.checkpoint import EventSource, TextSource, load_checkpoint, load_state, load_tokenizer
@@ -300,3 +303,16 @@ def test_the_table_is_aligned() -> None:
     assert heading == "held-out nats per token  next token   next time   median error of the time (ticks)"
     assert row == "model                         1.250"
     assert len(row) == heading.index("next token") + len("next token")
+
+
+def test_markers_of_events(tmp_path: Path) -> None:
+    """Where the vocabulary has </s>, targets end with it; a side without a target is told."""
+    rows = [f"{e},{START + n},{token}" for e in "abcdefgh" for n, token in enumerate(["x", "ask", "y", "</s>", "x"])]
+    (tmp_path / "e.csv").write_text("\n".join(["entity,time,token", *rows, f"a,{START + 9},last"]))
+    data = read_dataset(tmp_path / "e.csv", Columns(), False, 0.5)
+    assert data.vocabulary == ("</s>", "ask", "last", "x", "y")
+    assert data.marker("ask") == Marker(1, 0)
+    assert data.marker(None) is None
+    with pytest.raises(UserError) as told:
+        data.marker("last")
+    assert str(told.value) == "there is nothing to learn from: no sequence of the training data has a token after 'last'"
