@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import tyro
@@ -42,7 +43,7 @@ class Command:
 
         ttr train --data flights.csv --columns.entity tail --columns.token destination
 
-        ttr train --data visits.csv --columns.time-unit iso8601 --sort --train.steps 1000 --out runs/visits
+        ttr train --data visits.jsonl --columns.time-unit ms --sort --train.steps 1000 --out runs/visits
 
         ttr train text --data corpus --train.targets-after Assistant: --train.patience 3
 
@@ -51,7 +52,7 @@ class Command:
         ttr train --resume runs/visits
     """
 
-    config: tyro.conf.Positional[str | None] = None
+    config: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="CONFIG")] = None
     """A TOML file with options, or one of the presets flights, text, original; it stands before all options."""
     data: Path | None = None
     """The file of events, or the folder of the corpus."""
@@ -115,7 +116,8 @@ class Command:
                 return
         if self.tensorboard:
             metrics = TensorBoardMetrics(metrics.path, folder / "tensorboard")
-        suited = replace(self, data=path.resolve(), model=suited_to(data, self.model))
+        columns = self.columns if path.is_dir() else replace(self.columns, time_unit=data.source.time_unit)
+        suited = replace(self, data=path.resolve(), columns=columns, model=suited_to(data, self.model))
         Training(suited, data, folder, metrics).run(going_on=before is not None)
 
     @property
@@ -202,4 +204,5 @@ class Training:
         if self.command.json:
             print(results.decode())
         else:
-            print(f"{table(rows, self.time.tick_seconds)}\n\ncheckpoint, metrics, results and plots are in {folder}")
+            print(table(rows, self.time.tick_seconds, "token" if data.of_texts else "event"))
+            print(f"\ncheckpoint, metrics, results and plots are in {folder}")
