@@ -19,7 +19,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=1
 COMMANDS = st.builds(
     Command,
     data=TEXTS.map(Path),
-    columns=st.builds(Columns, token=TEXTS),
+    columns=st.builds(Columns, token=st.lists(TEXTS, min_size=1, max_size=3).map(tuple)),
     model=st.builds(ModelOptions, window=st.none() | st.integers(1, 9), next_time=st.booleans(), dropout=st.just(DropoutConfig(0.1, ff=1e-17))),
     train=st.builds(
         TrainConfig, learning_rate=st.floats(1e-300, 1e300), targets_after=st.none() | TEXTS, patience=st.none() | st.integers(1, 9),
@@ -99,7 +99,7 @@ def test_the_original_preset() -> None:
 def test_the_command_line_goes_before_the_file(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the run's own config.toml says what they came to: trained on again, it is the same run."""
     path = tmp_path / "c.toml"
-    path.write_text(to_toml(replace(Command(), data=corpus, columns=Columns("who", "when", "what"), backend="reference", train=TrainConfig(
+    path.write_text(to_toml(replace(Command(), data=corpus, columns=Columns("who", "when", ("what",)), backend="reference", train=TrainConfig(
         steps=2, rows=2, length=8, learning_rate=0.5)), NOT_STORED))  # fmt: skip
     first, second = tmp_path / "first", tmp_path / "second"
     cli.run(["train", str(path), "--train.learning-rate", "3e-4", "--model.embed-dim", "8", "--model.hidden-dim", "8", "--out", str(first)])

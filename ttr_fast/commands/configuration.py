@@ -112,7 +112,9 @@ def to_toml(options: Any, without: tuple[str, ...] = (), table: str = "") -> str
 
 
 def text_of(value: Any) -> str:
-    """A number, a truth value or a text."""
+    """A number, a truth value, a text, or several of them."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(text_of, value))}]"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):

@@ -9,7 +9,10 @@ from ttr_fast.data.batches import Marker, transitions
 from ttr_fast.data.corpus import INDEX, Corpus, open_corpus
 from ttr_fast.data.event_files import read_events
 from ttr_fast.data.measures import measured_time
+from ttr_fast.data.preprocess.reading import TOLD
 from ttr_fast.data.sequences import Sequences
+from ttr_fast.data.sources.opening import open_events
+from ttr_fast.data.sources.records import EventFields, Problems
 from ttr_fast.data.split import split_by_entity
 from ttr_fast.data.text_tokenizer import TERMINATOR, TextTokenizer
 from ttr_fast.errors import UserError, quoted
@@ -33,6 +36,8 @@ class Dataset(NamedTuple):
     """V, how many different tokens there can be."""
     sha256: str
     """Of the file, or of the corpus's index, which holds the SHA-256 of all its files."""
+    said: str
+    """What was found out without being told, as a line."""
 
     @property
     def of_texts(self) -> bool:
@@ -65,7 +70,7 @@ class Dataset(NamedTuple):
         """One line about both sides."""
         units, wholes = ("tokens", "texts") if self.of_texts else ("events", "sequences")
         sides = [f"{side.n_tokens:,} {units} in {side.n_sequences:,} {wholes}" for side in (self.training, self.held_out)]
-        return f"training on {sides[0]}, {self.size:,} kinds of token; held out: {sides[1]}"
+        return f"{self.said}training on {sides[0]}, {self.size:,} kinds of token; held out: {sides[1]}"
 
 
 def read_dataset(path: Path, columns: Columns, sort: bool, held_out: float) -> Dataset:
@@ -79,12 +84,15 @@ def read_dataset(path: Path, columns: Columns, sort: bool, held_out: float) -> D
 
 def of_file(path: Path, columns: Columns, sort: bool, held_out: float) -> Dataset:
     """Events, some of whose entities are held out."""
-    c = columns
-    events = read_events(path, entity=c.entity, time=c.time, token=c.token, time_unit=c.time_unit, sort=sort)
+    c, unit, said = columns, columns.time_unit, ""
+    if unit is None:
+        unit = open_events(path, EventFields(c.entity, c.time, c.token), time_unit=None, sort=sort, problems=Problems()).time_unit
+        said = f"{TOLD[unit]}, by the look of the first (--columns.time-unit names another)\n"
+    assert unit is not None, "events have times"
+    events = read_events(path, entity=c.entity, time=c.time, token=c.token, time_unit=unit, sort=sort)
     training, aside = split_by_entity(events, held_out)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    source = EventSource(c.entity, c.time, (c.token,), c.time_unit)
-    return Dataset(training, aside, source, events.vocabulary, None, len(events.vocabulary), digest)
+    return Dataset(training, aside, EventSource(c.entity, c.time, c.token, unit), events.vocabulary, None, len(events.vocabulary), digest, said)
 
 
 def of_corpus(path: Path, corpus: Corpus) -> Dataset:
@@ -99,4 +107,4 @@ def of_corpus(path: Path, corpus: Corpus) -> Dataset:
             raise UserError(f"{path / INDEX}: events without entity or time, expected both")
         source = EventSource(fields.entity, fields.time, fields.tokens, corpus.time_unit)
     digest = hashlib.sha256((path / INDEX).read_bytes()).hexdigest()
-    return Dataset(training, valid, source, corpus.vocabulary, corpus.tokenizer(), corpus.vocabulary_size, digest)
+    return Dataset(training, valid, source, corpus.vocabulary, corpus.tokenizer(), corpus.vocabulary_size, digest, "")

@@ -42,7 +42,7 @@ class Command:
 
         ttr train --data flights.csv --columns.entity tail --columns.token destination
 
-        ttr train --data visits.csv --columns.time-unit iso8601 --sort --train.steps 1000 --out runs/visits
+        ttr train --data visits.jsonl --columns.time-unit ms --sort --train.steps 1000 --out runs/visits
 
         ttr train text --data corpus --train.targets-after Assistant: --train.patience 3
 
@@ -115,7 +115,8 @@ class Command:
                 return
         if self.tensorboard:
             metrics = TensorBoardMetrics(metrics.path, folder / "tensorboard")
-        suited = replace(self, data=path.resolve(), model=suited_to(data, self.model))
+        columns = self.columns if path.is_dir() else replace(self.columns, time_unit=data.source.time_unit)
+        suited = replace(self, data=path.resolve(), columns=columns, model=suited_to(data, self.model))
         Training(suited, data, folder, metrics).run(going_on=before is not None)
 
     @property

@@ -10,8 +10,9 @@ nor what padding costs (Chowdhery et al. 2022, arXiv:2204.02311, appendix B, who
 """
 
 from ttr_ref.config import ModelConfig
-from ttr_ref.model import ModelParams, is_matrix
+from ttr_ref.model import ModelParams
 from ttr_ref.next_event import Batch, orders_of
+from ttr_ref.parameters import is_matrix
 from ttr_ref.tree import named_leaves
 
 
