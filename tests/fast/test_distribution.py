@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, strategies as st
+from hypothesis import assume, example, given, strategies as st
 
 from ttr_fast.errors import UserError
 from ttr_fast.generation.distribution import Sampling, distribution, drawn
@@ -37,6 +37,7 @@ def by_definition(logits: list[float], how: Sampling) -> list[float]:
 
 
 @given(logits=LOGITS, how=HOW)
+@example(logits=[0.0] * 4, how=Sampling(top_k=2, top_p=0.5)).via("top-p of what top-k has left")
 def test_the_distribution_is_what_is_defined(logits: list[float], how: Sampling) -> None:
     """Which tokens are kept, exactly; their probabilities up to the rounding of a sum of n weights and of a division."""
     assume(max(logits) > -math.inf)

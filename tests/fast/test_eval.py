@@ -30,7 +30,6 @@ from ttr_fast.training.checkpoint import CheckpointConfig, EventSource, TextSour
 from ttr_fast.training.evaluation import evaluate
 from ttr_fast.training.scores import Scores, scores
 from ttr_ref.config import ModelConfig, TimeConfig, TimeHeadConfig, TimeHeadOrder, TrainConfig
-from ttr_ref.cross_entropy import standing_of
 from ttr_ref.model import ModelParams, model_forward
 from ttr_ref.time_head import Mixture, mixture_cdf
 from ttr_ref.timeline import timeline_from_lengths
@@ -48,16 +47,6 @@ def sequences(seed: int, lengths: list[int]) -> EventSequences:
     times = START + np.cumsum(rng.integers(0, 20_000, n))
     tokens = rng.integers(0, 7, n).astype(np.int32)
     return EventSequences(tuple(f"e{i}" for i in range(len(lengths))), tokens, times, offsets, tuple("abcdefg"))
-
-
-@given(logits=st.lists(st.lists(st.integers(-2, 2), min_size=4, max_size=4), min_size=1, max_size=5), data=st.data())
-def test_ranks_by_sorting(logits: list[list[int]], data: st.DataObject) -> None:
-    """Equal ones in the order of their ids, as they are drawn."""
-    targets = [data.draw(st.integers(0, 3)) for _ in logits]
-    standing = standing_of(np.array(logits, float), np.zeros(len(logits)), np.array(targets))
-    expected = [1 + sorted(range(4), key=lambda v, row=row: (-row[v], v)).index(target) for row, target in zip(logits, targets, strict=True)]
-    assert standing.rank.tolist() == expected
-    assert standing.top_nats.tolist() == [-max(row) for row in logits]
 
 
 @pytest.mark.parametrize("name", ["cpu", "reference"])

@@ -5,20 +5,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests.ref.cases import lively_model
 from ttr_fast.commands.options import ModelOptions
 from ttr_fast.errors import UserError
 from ttr_fast.generation.distribution import Sampling
 from ttr_fast.generation.itinerary import gap_text, itinerary_line
 from ttr_fast.generation.sample import Event, EventSampler, TokenSampler, row_generator
 from ttr_ref.config import TimeConfig, TimeHeadConfig
-from ttr_ref.model import model_init
 from ttr_ref.next_event import next_time_forward
 from ttr_ref.time_head import mixture_cdf, mixture_of
 from ttr_ref.timeline import Timeline
 
 TIME = TimeConfig(origin=1_700_000_000, unit=600.0, shortest=60.0, span=1e6, resolution=60.0, tick_seconds=1.0)
 CONFIG = ModelOptions(embed_dim=8, hidden_dim=8, heads=2, window=4, components=3, dtype="f64").config(5, TIME)
-PARAMS = model_init(CONFIG, 0)
+PARAMS = lively_model(CONFIG, 0)
 STATE = np.random.default_rng(1).standard_normal(8)
 DRAWS = 4000
 
@@ -30,7 +30,7 @@ SAMPLER = EventSampler(PARAMS, CONFIG, Sampling())
 def test_tokens_follow_the_softmax(temperature: float) -> None:
     """Pearson's χ² with 4 degrees of freedom is below 23.5 with probability 0.9999."""
     rng, sampler = np.random.default_rng(2), TokenSampler(PARAMS, CONFIG, Sampling(temperature))
-    drawn = [sampler(STATE, Event(0, 7), 3, rng) for _ in range(DRAWS)]
+    drawn = [sampler(STATE, Event(0, 7), rng) for _ in range(DRAWS)]
     assert {event.time for event in drawn} == {7}
     counts = np.bincount([event.token for event in drawn], minlength=5)
     p = np.exp(PARAMS.embedding @ STATE / temperature)
@@ -58,14 +58,14 @@ def test_times_follow_the_mixture() -> None:
 def test_the_first_part_does_not_know_the_second() -> None:
     """Time first: the same draws give the same time at any temperature of the token. Token first: the time knows the token."""
     last = Event(1, 1_700_000_000)
-    drawn = [EventSampler(PARAMS, CONFIG, Sampling(t))(STATE, last, 3, np.random.default_rng(5)) for t in (0.0, 1.0, 9.0)]
+    drawn = [EventSampler(PARAMS, CONFIG, Sampling(t))(STATE, last, np.random.default_rng(5)) for t in (0.0, 1.0, 9.0)]
     assert len({event.time for event in drawn}) == 1
 
     config = replace(CONFIG, time_head=TimeHeadConfig(3, "token_then_time"))
-    params = model_init(config, 0)
+    params = lively_model(config, 0)
     sampler, tokens = EventSampler(params, config, Sampling()), set()
     for seed in range(20):
-        event, rng = sampler(STATE, last, 3, np.random.default_rng(seed)), np.random.default_rng(seed)
+        event, rng = sampler(STATE, last, np.random.default_rng(seed)), np.random.default_rng(seed)
         assert event.token == sampler.token(STATE, rng)
         assert event.time == sampler.time(STATE + params.embedding[event.token], last.time, rng)
         tokens.add(event.token)
@@ -80,8 +80,8 @@ def test_the_time_that_was_drawn_is_what_the_token_knows() -> None:
     seen = []
     sampler = EventSampler(PARAMS, CONFIG, Sampling())
     sampler.token = lambda state, rng: seen.append(state) or 0  # type: ignore[method-assign, func-returns-value, assignment]
-    event = sampler(STATE, Event(1, 1_700_000_000), 3, np.random.default_rng(6))
-    at = Timeline(np.zeros((1, 1), np.int64), np.full((1, 1), 4), np.array([[event.time]]))
+    event = sampler(STATE, Event(1, 1_700_000_000), np.random.default_rng(6))
+    at = Timeline(np.zeros((1, 1), np.int64), np.zeros((1, 1), np.int64), np.array([[event.time]]))
     expected, _ = next_time_forward(STATE[None, None], at, head.next_time, CONFIG.block)
     np.testing.assert_array_equal(seen[0], expected[0, 0])
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 
 from tests.ref.bounds import EPS, share
 from tests.ref.cases import seeds
-from ttr_ref.cross_entropy import cross_entropy_backward, cross_entropy_forward
+from ttr_ref.cross_entropy import cross_entropy_backward, cross_entropy_forward, standings
 
 
 @settings(max_examples=100)
@@ -55,3 +55,14 @@ def test_states_without_targets():
     nats, lse, cache = cross_entropy_forward(np.zeros((0, 3)), np.ones((3, 4)), np.zeros(0, int), 5)
     dx, dw = cross_entropy_backward(nats, lse, cache)
     assert (nats.shape, dx.shape, dw.any()) == ((0,), (0, 3), False)
+
+
+@given(logits=st.lists(st.lists(st.integers(-2, 2), min_size=4, max_size=4), min_size=1, max_size=7), chunk=st.integers(1, 8), seed=seeds)
+def test_standing_by_sorting(logits, chunk, seed):
+    """The likeliest first, equal ones in the order of their ids, for any chunk; whole numbers are exact."""
+    targets = np.random.default_rng(seed).integers(0, 4, len(logits))
+    _, lse, cache = cross_entropy_forward(np.array(logits, float), np.eye(4), targets, chunk)
+    standing = standings(cache)
+    expected = [1 + sorted(range(4), key=lambda v, row=row: (-row[v], v)).index(target) for row, target in zip(logits, targets, strict=True)]
+    assert standing.rank.tolist() == expected
+    assert standing.top_nats.tolist() == (lse - [max(row) for row in logits]).tolist()

@@ -53,7 +53,7 @@ def drawn_events(
             if position + 1 < past.tokens.size:
                 fed[row] = Event(past.tokens[position + 1].item(), past.times[position + 1].item())
             elif running[row]:
-                fed[row] = sampler(z[row], fed[row], position, past.rng)
+                fed[row] = sampler(z[row], fed[row], past.rng)
                 running[row] = not ended(row, fed[row])
                 yield row, fed[row]
         position += 1

@@ -31,8 +31,8 @@ class Event(NamedTuple):
 class Sampler(Protocol):
     """Draws what follows a state."""
 
-    def __call__(self, z: ndarray, last: Event, position: int, rng: np.random.Generator) -> Event:
-        """The event after `last`, which stands at `position` and whose normed state is z (E,)."""
+    def __call__(self, z: ndarray, last: Event, rng: np.random.Generator) -> Event:
+        """The event after `last`, whose normed state is z (E,)."""
 
 
 def row_generator(seed: int, name: str, sample: int) -> np.random.Generator:
@@ -48,7 +48,7 @@ class TokenSampler:
         self.how = how
         self.w_vocab = self.params.embedding.T if self.params.w_vocab is None else self.params.w_vocab
 
-    def __call__(self, z: ndarray, last: Event, position: int, rng: np.random.Generator) -> Event:
+    def __call__(self, z: ndarray, last: Event, rng: np.random.Generator) -> Event:
         return Event(self.token(z.astype(np.float64), rng), last.time)
 
     def token(self, state: ndarray, rng: np.random.Generator) -> int:
@@ -69,11 +69,12 @@ class EventSampler(TokenSampler):
             raise UserError("this model was trained without time and predicts no times; train one with time to generate events")
         self.head, self.block = self.params.time_head, replace(config.block, float_dtype=FloatDType.F64)
 
-    def __call__(self, z: ndarray, last: Event, position: int, rng: np.random.Generator) -> Event:
+    def __call__(self, z: ndarray, last: Event, rng: np.random.Generator) -> Event:
         z, next_time = z.astype(np.float64), self.head.next_time
         if next_time is not None:
             time = self.time(z, last.time, rng)
-            at_next = Timeline(np.zeros((1, 1), np.int64), np.full((1, 1), position + 1), np.array([[time]]))
+            nowhere = np.zeros((1, 1), np.int64)  # only when it is matters here
+            at_next = Timeline(nowhere, nowhere, np.array([[time]]))
             knowing, _ = next_time_forward(z[None, None], at_next, next_time, self.block)
             return Event(self.token(knowing[0, 0], rng), time)
         token = self.token(z, rng)
