@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ttr_fast import durable
+from ttr_fast.durable import sweep
 from ttr_fast.errors import UserError
-from ttr_fast.training import checkpoint
 from ttr_fast.training.checkpoint import CheckpointConfig, Source, load_checkpoint, load_state, save_checkpoint, verified
 from ttr_fast.training.saves import Best, Saves
 from ttr_fast.training.step import TrainState, train_start
@@ -95,7 +96,7 @@ def test_one_flipped_bit_is_seen_anywhere(tmp_path: Path) -> None:
     verified(folder)
 
 
-CALLS = [(os, "fsync"), (os, "open"), (Path, "mkdir"), (Path, "rename"), (checkpoint, "write_durably"), (checkpoint, "flush_folder")]
+CALLS = [(os, "fsync"), (os, "open"), (os, "mkdir"), (os, "rename"), (os, "write"), (os, "close")]
 
 
 @pytest.mark.parametrize("owner, name", CALLS, ids=lambda x: getattr(x, "__name__", x))
@@ -152,7 +153,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_file(tmp_path: Path, monkeypatch
         path.write_bytes(content[: len(content) // 2])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint, "write_durably", half)
+    monkeypatch.setattr(durable, "write_durably", half)
     with pytest.raises(UserError, match=r"cannot be written: No space left on device$"):
         saves.save(state_at(2), CONFIG)
     assert [p.name for p in saves.folder.iterdir()] == ["step-00000001"]
@@ -163,7 +164,7 @@ def test_what_was_never_finished_is_swept_away(tmp_path: Path) -> None:
     saves.save(state_at(1), CONFIG)
     (saves.folder / ".tmp-step-00000002-77").mkdir()
     (saves.folder / ".tmp-best.json-77").write_bytes(b"{")
-    saves.sweep()
+    sweep(saves.folder)
     assert [p.name for p in saves.folder.iterdir()] == ["step-00000001"]
 
 

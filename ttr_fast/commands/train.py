@@ -13,10 +13,11 @@ from ttr_fast.commands.report import Row, model_rows, save_plots, save_results, 
 from ttr_fast.data.event_csv import read_events
 from ttr_fast.data.measures import measured_time
 from ttr_fast.data.split import split_by_entity
+from ttr_fast.durable import make_folder, replace_file, sweep, told
 from ttr_fast.errors import UserError
 from ttr_fast.model import BackendName
 from ttr_fast.training.baselines import bigram_nats, log_normal_baseline, majority_nats
-from ttr_fast.training.checkpoint import CheckpointConfig, Source, replace_file, save_checkpoint
+from ttr_fast.training.checkpoint import CheckpointConfig, Source, save_checkpoint
 from ttr_fast.training.evaluation import evaluate
 from ttr_fast.training.loop import MetricsFile, train
 from ttr_fast.training.saves import Saves
@@ -97,9 +98,11 @@ class Command:
             if (folder / "results.json").exists():
                 print(f"{folder} is finished: all {self.train.steps} steps are done, and its model is in {folder / 'checkpoint'}")
                 return
+            sweep(folder)
             state = last_state(saves, saved, metrics)
         print(f"training on {describe(training)}; held out: {describe(held_out)}", file=sys.stderr)
-        folder.mkdir(parents=True, exist_ok=True)
+        with told(folder):
+            make_folder(folder)
         replace_file(folder / RUN, msgspec.json.format(msgspec.json.encode(Run(replace(self, data=data.resolve()), digest), enc_hook=str), indent=2))
         backend, label = loaded_backend(self.backend), "with time" if self.model.with_time else "without time"
         state = train(backend, training, held_out, config, self.train, metrics, label, state,
@@ -144,9 +147,12 @@ def stored(folder: Path) -> Run:
         raise UserError(f"{folder / RUN}: not the options of a run: {error}") from error
 
 
-def last_state(saves: Saves, expected: CheckpointConfig, metrics: MetricsFile) -> TrainState:
-    """Where a run goes on. Raises UserError if no save is whole, or if it is of another model."""
-    saves.sweep()
+def last_state(saves: Saves, expected: CheckpointConfig, metrics: MetricsFile) -> TrainState | None:
+    """Where a run goes on; None, the start, if it never came to a save. Raises UserError if no save is whole, or if it is of another model."""
+    if not saves.steps():
+        metrics.rewind(0)
+        return None
+    sweep(saves.folder)
     state, config = saves.newest()
     if (config.model, config.train, config.vocabulary) != (expected.model, expected.train, expected.vocabulary):
         raise UserError(f"{saves.path(state.step)}: not a save of this run: its model, training or vocabulary differs")

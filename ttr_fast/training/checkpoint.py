@@ -10,8 +10,6 @@ stay readable: version 1 had no manifest.
 """
 
 import hashlib
-import os
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +17,7 @@ import msgspec
 import numpy as np
 
 from ttr_fast.data.time_text import TimeUnit
+from ttr_fast.durable import write_folder
 from ttr_fast.errors import UserError
 from ttr_fast.training.step import TrainState
 from ttr_ref.adamw import AdamWState
@@ -28,7 +27,6 @@ from ttr_ref.model import ModelParams, model_init
 from ttr_ref.tree import from_named_leaves, named_leaves
 
 CONFIG, PARAMS, OPTIMIZER, MANIFEST = "config.json", "params.safetensors", "optimizer.safetensors", "manifest.json"
-TEMPORARY = ".tmp-"
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -74,19 +72,7 @@ def save_checkpoint(folder: Path, params: ModelParams, config: CheckpointConfig,
     contents[CONFIG] = msgspec.json.format(msgspec.json.encode(config), indent=2)
     manifest = {name: Written(len(content), hashlib.sha256(content).hexdigest()) for name, content in contents.items()}
     contents[MANIFEST] = msgspec.json.encode(manifest)  # without blanks, in which a flipped bit would go unnoticed
-    temporary = folder.with_name(f"{TEMPORARY}{folder.name}-{os.getpid()}")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        for name, content in contents.items():
-            write_durably(temporary / name, content)
-        flush_folder(temporary)
-        temporary.rename(folder)
-        flush_folder(folder.parent)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    write_folder(folder, contents)
 
 
 def tensors(leaves: dict[str, np.ndarray]) -> bytes:
@@ -95,33 +81,6 @@ def tensors(leaves: dict[str, np.ndarray]) -> bytes:
 
     # safetensors writes an array's memory as it lies, so a transposed one would come back scrambled
     return save({name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()})
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """A file that is on the disk when this returns."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def flush_folder(folder: Path) -> None:
-    """Names in the folder are on the disk when this returns."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """The file appears whole or not at all."""
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
-    try:
-        write_durably(temporary, content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def verified(folder: Path) -> dict[str, bytes]:

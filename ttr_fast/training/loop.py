@@ -13,9 +13,9 @@ import numpy as np
 
 from ttr_fast.data.batches import training_batch
 from ttr_fast.data.sequences import EventSequences
+from ttr_fast.durable import flush, replace_file, told
 from ttr_fast.errors import UserError
 from ttr_fast.model import Backend
-from ttr_fast.training.checkpoint import replace_file
 from ttr_fast.training.evaluation import evaluate
 from ttr_fast.training.interrupt import StopRequests
 from ttr_fast.training.step import StepReport, TrainState, train_start, train_step
@@ -38,9 +38,17 @@ class MetricsFile:
     path: Path
 
     def write(self, **record: Any) -> None:
-        """Append one line."""
-        with self.path.open("ab") as file:
+        """Append one line. Raises UserError if the disk refuses."""
+        with told(self.path), self.path.open("ab") as file:
             file.write(msgspec.json.encode(record) + b"\n")
+
+    def flush(self) -> None:
+        """All lines so far are on the disk when this returns, as they must be before the save that they lead to.
+
+        Raises UserError if the disk refuses.
+        """
+        with told(self.path):
+            flush(self.path)
 
     def read(self) -> list[dict[str, Any]]:
         """All lines so far."""
@@ -101,6 +109,7 @@ def train(
                 nats = results[0].token_nats
             due = nats is not None or step + 1 == config.steps or (save_every is not None and (step + 1) % save_every == 0)
             if keep and (due or stop.wanted):
+                metrics.flush()
                 keep(state, nats)
             if stop.wanted:
                 break

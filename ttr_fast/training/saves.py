@@ -10,8 +10,9 @@ from pathlib import Path
 
 import msgspec
 
+from ttr_fast.durable import replace_file, retire, sweep
 from ttr_fast.errors import UserError
-from ttr_fast.training.checkpoint import TEMPORARY, CheckpointConfig, load_state, replace_file, save_checkpoint
+from ttr_fast.training.checkpoint import CheckpointConfig, load_state, save_checkpoint
 from ttr_fast.training.step import TrainState
 
 PREFIX, DAMAGED, BEST = "step-", "damaged-", "best.json"
@@ -41,17 +42,14 @@ class Saves:
         names = [path.name.removeprefix(PREFIX) for path in self.folder.glob(f"{PREFIX}*")]
         return sorted(int(name) for name in names if name.isdigit())
 
-    def sweep(self) -> None:
-        """Away with what was never finished."""
-        for path in self.folder.glob(f"{TEMPORARY}*"):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
     def best(self) -> Best | None:
-        """The best so far."""
+        """The best so far. Raises UserError if the disk refuses: the best would go for a worse one."""
         try:
             return msgspec.json.decode((self.folder / BEST).read_bytes(), type=Best)
-        except (OSError, msgspec.DecodeError):
+        except (FileNotFoundError, msgspec.DecodeError):
             return None
+        except OSError as error:
+            raise UserError(f"{self.folder / BEST}: cannot be read: {error.strerror}") from error
 
     def save(self, state: TrainState, config: CheckpointConfig, nats: float | None = None) -> Path:
         """Save the state; nats: held-out, where they were just measured. Older saves go once this one is on the disk."""
@@ -64,7 +62,8 @@ class Saves:
             replace_file(self.folder / BEST, msgspec.json.encode(best))
         for step in self.steps()[: -self.keep]:
             if best is None or step != best.step:
-                shutil.rmtree(self.path(step), ignore_errors=True)
+                retire(self.path(step))
+        sweep(self.folder)
         return path
 
     def newest(self) -> tuple[TrainState, CheckpointConfig]:
