@@ -98,9 +98,15 @@ def retire(path: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Away with what was retired, or never finished. Raises UserError if the disk refuses."""
-    for path in folder.glob(f"{TEMPORARY}*"):
+    for path in found(folder, f"{TEMPORARY}*"):
         with told(path, "removed"):
             shutil.rmtree(path) if path.is_dir() else os.unlink(path)
+
+
+def found(folder: Path, pattern: str) -> list[Path]:
+    """What is in the folder under such a name. Raises UserError if the disk refuses."""
+    with told(folder, "read"):
+        return sorted(folder.glob(pattern))
 
 
 def temporary_name(path: Path) -> Path:

@@ -3,6 +3,7 @@
 The last few are kept, and the best on held-out data. A damaged one is named and put aside. What a killed process left half-made is swept away.
 """
 
+import os
 import shutil
 import sys
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from ttr_fast.durable import replace_file, retire, sweep
+from ttr_fast.durable import found, replace_file, retire, sweep, told
 from ttr_fast.errors import UserError
 from ttr_fast.training.checkpoint import CheckpointConfig, load_state, save_checkpoint
 from ttr_fast.training.step import TrainState
@@ -38,18 +39,17 @@ class Saves:
         return self.folder / f"{PREFIX}{step:08d}"
 
     def steps(self) -> list[int]:
-        """Those that are saved, in order."""
-        names = [path.name.removeprefix(PREFIX) for path in self.folder.glob(f"{PREFIX}*")]
+        """Those that are saved, in order. Raises UserError if the disk refuses."""
+        names = [path.name.removeprefix(PREFIX) for path in found(self.folder, f"{PREFIX}*")]
         return sorted(int(name) for name in names if name.isdigit())
 
     def best(self) -> Best | None:
         """The best so far. Raises UserError if the disk refuses: the best would go for a worse one."""
-        try:
-            return msgspec.json.decode((self.folder / BEST).read_bytes(), type=Best)
-        except (FileNotFoundError, msgspec.DecodeError):
-            return None
-        except OSError as error:
-            raise UserError(f"{self.folder / BEST}: cannot be read: {error.strerror}") from error
+        with told(self.folder / BEST, "read"):
+            try:
+                return msgspec.json.decode((self.folder / BEST).read_bytes(), type=Best)
+            except (FileNotFoundError, msgspec.DecodeError):
+                return None
 
     def save(self, state: TrainState, config: CheckpointConfig, nats: float | None = None) -> Path:
         """Save the state; nats: held-out, where they were just measured. Older saves go once this one is on the disk."""
@@ -81,8 +81,9 @@ class Saves:
                 continue
             for path in damaged:
                 aside = path.with_name(f"{DAMAGED}{path.name}")
-                shutil.rmtree(aside, ignore_errors=True)
-                path.rename(aside)
+                with told(aside):
+                    shutil.rmtree(aside, ignore_errors=True)
+                    os.rename(path, aside)
             return found
         none = f"none of its {len(steps)} saves is whole" if steps else "there are no saves in it"
         raise UserError(f"{self.folder}: {none}, nothing to resume from")
