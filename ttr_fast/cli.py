@@ -16,6 +16,8 @@ COMMANDS = {
     "demo": "train on 55,521 real flights with and without time, show what time buys, decode the future",
     "train": "train a temporal transformer on a CSV of timed events",
     "generate": "continue an entity's events with a trained model",
+    "preprocess": "make a corpus of CSV, JSON or JSONL files: events or texts, segmented, tokenized, split, in shards",
+    "shards": "look into a corpus, check that it is whole, write it as Bincode for Rust and read it back",
     "bench": "time attention, matrix products, training steps and decoding against PyTorch and NumPy",
 }
 INTERRUPTED = 130

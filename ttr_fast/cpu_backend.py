@@ -35,11 +35,11 @@ class CpuBackend(ReferenceBackend):
         return self.model, self.copies
 
     def loss_and_gradients(
-        self, params: ModelParams, batch: Batch, config: ModelConfig, train: TrainConfig, step: int, loss_scale: float
+        self, params: ModelParams, batch: Batch, config: ModelConfig, train: TrainConfig, step: int, loss_scale: float, targets: float | None = None
     ) -> tuple[float, ModelParams]:
         model, copies = self.prepared(params, config)
         key = DropoutKey(train.seed, step)
-        return model.loss_and_gradients(copies, batch, key, train.z_loss, train.time_weight, loss_scale, train.checkpointing)
+        return model.loss_and_gradients(copies, batch, key, train.z_loss, train.time_weight, loss_scale, train.checkpointing, targets)
 
     def update(
         self, params: ModelParams, grads: ModelParams, optimizer: AdamWState, scale: LossScale, rate: float, config: ModelConfig, train: TrainConfig

@@ -24,20 +24,24 @@ def told(path: Path, what: str = "written") -> Iterator[None]:
         raise UserError(f"{path}: cannot be {what}: {error.strerror}") from error
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """A file, new or written over, that is on the disk when this returns; its name is not until its folder is flushed."""
+def write_durably(path: Path, *contents: bytes | memoryview) -> None:
+    """A file of these bytes, new or written over, that is on the disk when this returns; its name is not until its folder is flushed.
+
+    A memoryview is one of bytes. Raises OSError.
+    """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
-        rest = memoryview(content)
-        while rest:  # a disk may take a part and say so
-            rest = rest[os.write(descriptor, rest) :]
+        for content in contents:
+            rest = memoryview(content)
+            while rest:  # a disk may take a part and say so
+                rest = rest[os.write(descriptor, rest) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def flush(path: Path) -> None:
-    """Of a file, what was written to it, of a folder, the names in it are on the disk when this returns."""
+    """Of a file, what was written to it, of a folder, the names in it are on the disk when this returns. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -46,7 +50,7 @@ def flush(path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """The folder and those above it, on the disk when this returns. One that is there already is left as it is."""
+    """The folder and those above it, on the disk when this returns. One that is there already is left as it is. Raises OSError."""
     if folder.is_dir():
         return
     make_folder(folder.parent)
@@ -70,18 +74,18 @@ def replace_file(path: Path, content: bytes) -> None:
         flush(path.parent)
 
 
-def write_folder(folder: Path, contents: dict[str, bytes]) -> None:
-    """A folder, which must not exist yet, appears with all its files or not at all. Folders above it are made.
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill with files that are written durably; at the end of the `with` it appears as `folder`, which must not hold anything yet.
 
-    Raises UserError if the disk refuses; nothing half-made is left then.
+    Raises UserError if the disk refuses; after an error nothing half-made is left.
     """
     temporary = temporary_name(folder)
     with told(folder):
         try:
             make_folder(folder.parent)
             os.mkdir(temporary)
-            for name, content in contents.items():
-                write_durably(temporary / name, content)
+            yield temporary
             flush(temporary)
             os.rename(temporary, folder)
         except BaseException:

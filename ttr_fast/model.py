@@ -44,9 +44,12 @@ class Backend(Protocol):
     """What training and generation ask of an implementation."""
 
     def loss_and_gradients(
-        self, params: ModelParams, batch: Batch, config: ModelConfig, train: TrainConfig, step: int, loss_scale: float
+        self, params: ModelParams, batch: Batch, config: ModelConfig, train: TrainConfig, step: int, loss_scale: float, targets: float | None = None
     ) -> tuple[float, ModelParams]:
-        """(mean loss, gradients of loss_scale times it)."""
+        """(mean loss, gradients of loss_scale times it); the next call may overwrite the gradients.
+
+        targets: how many the sums are divided by, where the batch is a part of one that has so many; None: as many as it has itself.
+        """
 
     def update(
         self, params: ModelParams, grads: ModelParams, optimizer: AdamWState, scale: LossScale, rate: float, config: ModelConfig, train: TrainConfig
@@ -70,10 +73,10 @@ class ReferenceBackend:
     """The oracle itself."""
 
     def loss_and_gradients(
-        self, params: ModelParams, batch: Batch, config: ModelConfig, train: TrainConfig, step: int, loss_scale: float
+        self, params: ModelParams, batch: Batch, config: ModelConfig, train: TrainConfig, step: int, loss_scale: float, targets: float | None = None
     ) -> tuple[float, ModelParams]:
         key = DropoutKey(train.seed, step)
-        loss, _, cache = loss_forward(params, batch, config, key, train.z_loss, train.time_weight, None, train.checkpointing)
+        loss, _, cache = loss_forward(params, batch, config, key, train.z_loss, train.time_weight, targets, train.checkpointing)
         return float(loss), loss_backward(loss_scale, cache)
 
     def update(

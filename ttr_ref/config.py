@@ -170,11 +170,23 @@ class TrainConfig:
     leave the token little say in the common states."""
     checkpointing: str = "none"
     """"none", "block" or "every:k": which activations are kept for backward."""
+    accumulate: int = 1
+    """Equal parts of a batch's rows that are computed one after the other; what they add up to is the gradient of the batch."""
+    targets_after: str | None = None
+    """Only what follows this token is predicted, up to the next </s>, it included: "Assistant:" trains on answers alone. None: everything."""
+    evaluate_every: int | None = None
+    """Steps between two evaluations on held-out data; None: six of them, evenly."""
+    patience: int | None = None
+    """Training ends after so many evaluations without an improvement, and the best model is the result; None: all steps are done."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "rows", "length", "decay_steps"):
+        for name in ("steps", "rows", "length", "decay_steps", "accumulate"):
             _require(getattr(self, name) > 0, f"TrainConfig: {name} must be positive, got {getattr(self, name)}")
+        _require(self.rows % self.accumulate == 0, f"TrainConfig: rows {self.rows} is not a multiple of accumulate {self.accumulate}")
+        for name in ("evaluate_every", "patience"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, f"TrainConfig: {name} must be positive, got {value}")
         for name in ("learning_rate", "adam_eps", "clip_norm"):
             value = getattr(self, name)
             _require(0 < value < float("inf"), f"TrainConfig: {name} must be positive and finite, got {value}")

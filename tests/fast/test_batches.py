@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import given, strategies as st
 
-from ttr_fast.data.batches import evaluation_batches, steps_per_epoch, training_batch
+from ttr_fast.data.batches import Marker, evaluation_batches, steps_per_epoch, targets_of, training_batch, transitions
 from ttr_fast.data.sequences import EventSequences
 from ttr_ref.config import TrainConfig
 
@@ -73,3 +73,72 @@ def test_evaluation_sees_every_sequence_whole_and_once(lengths: list[int], place
         np.testing.assert_array_equal(batch.at.position, np.broadcast_to(np.arange(batch.tokens.shape[1]), batch.tokens.shape))
         seen += batch.tokens[batch.is_target].tolist()
     assert sorted(seen) == sorted(set(range(sum(lengths))) - set((events.offsets[1:] - 1).tolist()))
+
+
+DRAWN = [[4, 5, 6, 7, 0, 1], [11, 12, 13, 9, 9, 0], [1, 4, 5, 6, 7, 11], [12, 13, 0, 1, 4, 5], [6, 7, 9, 11, 12, 13]]
+
+
+def test_batches_are_what_they_were() -> None:
+    """A run that was saved goes on with the same order in every later version: tokens of five steps, written down when they were first drawn."""
+    events, config = made_of([3, 1, 5, 2, 4]), TrainConfig(rows=2, length=3, seed=7)
+    drawn = [training_batch(events, config, step).tokens.ravel().tolist() for step in range(5)]
+    assert drawn == DRAWN
+
+
+class Mapped:
+    """As a split of a corpus: unsigned tokens, nothing but what the protocol asks for."""
+
+    def __init__(self, events: EventSequences) -> None:
+        self.events, self.asked = events, 0
+        self.n_sequences, self.n_tokens, self.lengths = events.n_sequences, events.n_tokens, events.lengths
+
+    def sequence(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        self.asked += 1
+        tokens, times = self.events.sequence(i)
+        return tokens.astype(np.uint32), times
+
+
+@given(lengths=LENGTHS, step=st.integers(0, 5))
+def test_a_mapped_corpus_gives_the_same_batches(lengths: list[int], step: int) -> None:
+    """And a step reads the sequences it needs, no others."""
+    events, config = made_of(lengths), TrainConfig(rows=2, length=4)
+    mapped = Mapped(events)
+    ours, theirs = training_batch(mapped, config, step), training_batch(events, config, step)
+    assert mapped.asked <= 8
+    for a, b in zip((*ours, *ours.at), (*theirs, *theirs.at), strict=True):
+        assert isinstance(a, tuple) or (a.dtype == b.dtype and a.tobytes() == b.tobytes())
+    for a, b in zip(evaluation_batches(mapped), evaluation_batches(events), strict=True):
+        assert (a.tokens.tobytes(), a.next_times.tobytes()) == (b.tokens.tobytes(), b.next_times.tobytes())
+
+
+def marked(text: str) -> EventSequences:
+    """One sequence of letters; > is the marker, . the terminator."""
+    tokens = np.array(["abc>.".index(letter) for letter in text], np.int32)
+    return EventSequences(("e",), tokens, np.arange(tokens.size), np.array([0, tokens.size]), tuple("abc>."))
+
+
+AFTER = Marker(3, 4)
+
+
+@given(text=st.text("abc>.", min_size=2, max_size=30))
+def test_targets_stand_between_the_marker_and_the_terminator(text: str) -> None:
+    """Against a walk over the letters."""
+    expected, on = [], False
+    for before in text[:-1]:
+        on = before == ">" or (on and before != ".")
+        expected.append(on)
+    assert targets_of(marked(text).tokens, AFTER).tolist() == expected
+    until_the_end = [">" in text[: n + 1] for n in range(len(text) - 1)]
+    assert targets_of(marked(text).tokens, Marker(3)).tolist() == until_the_end
+
+
+def test_masked_batches() -> None:
+    """Training keeps every place but predicts only what is wanted, also where a row begins inside an answer; evaluation leaves out what has none."""
+    events = marked("ab>ca.bb>a.")
+    wanted = [training_batch(events, TrainConfig(rows=1, length=5), step, AFTER).is_target[0] for step in range(2)]
+    assert "".join("-x"[int(w)] for w in np.concatenate(wanted)) == "--xxx---xx"
+    assert [b.is_target.sum() for b in evaluation_batches(events, after=AFTER)] == [5]
+    assert list(evaluation_batches(marked("abc"), after=AFTER)) == []
+    (part,) = transitions(events, AFTER)
+    assert part.next_tokens.tolist() == ["abc>.".index(letter) for letter in "ca.a."]
+    assert part.gaps.tolist() == [1.0] * 5

@@ -1,46 +1,28 @@
 """Checkpoints on disk: whole or not there, damage is seen, older formats stay readable."""
 
-import errno
-import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
-from ttr_fast import durable
+from tests.faults.states import CONFIG, MODEL, same, state_at
+from ttr_fast.data.text_tokenizer import TextTokenizer
 from ttr_fast.durable import sweep
 from ttr_fast.errors import UserError
-from ttr_fast.training.checkpoint import CheckpointConfig, Source, load_checkpoint, load_state, save_checkpoint, verified
+from ttr_fast.training.checkpoint import (
+    EventSource,
+    TextSource,
+    load_checkpoint,
+    load_state,
+    load_tokenizer,
+    save_checkpoint,
+    verified,
+)
 from ttr_fast.training.saves import Best, Saves
-from ttr_fast.training.step import TrainState, train_start
-from ttr_ref.config import BlockConfig, DropoutConfig, ModelConfig, TrainConfig
-from ttr_ref.float_dtype import FloatDType
-from ttr_ref.tree import named_leaves, tree_map
-
-MODEL = ModelConfig(5, 1, BlockConfig(8, 4, 2, window=4, float_dtype=FloatDType.F16, dropout=DropoutConfig(block=0.1)))
-CONFIG = CheckpointConfig(MODEL, TrainConfig(), Source("who", "when", "what", "s"), ("a", "b", "c", "d", "e"), 0)
-
-
-def state_at(step: int) -> TrainState:
-    """Numbers of its own in every leaf."""
-    start = train_start(MODEL, TrainConfig())
-    rng = np.random.default_rng(step)
-
-    def random(a: np.ndarray) -> np.ndarray:
-        return rng.standard_normal(a.shape).astype(a.dtype)
-
-    optimizer = start.optimizer._replace(m=tree_map(random, start.params), v=tree_map(random, start.params), steps=step - 1)
-    return TrainState(tree_map(random, start.params), optimizer, start.loss_scale._replace(scale=2.0**step, good_steps=step), step)
-
-
-def same(a: Any, b: Any) -> bool:
-    """Every leaf, bit by bit, and every number."""
-    mine, theirs = (named_leaves((x.params, x.optimizer.m, x.optimizer.v)) for x in (a, b))
-    arrays = mine.keys() == theirs.keys() and all(x.dtype == theirs[n].dtype and x.tobytes() == theirs[n].tobytes() for n, x in mine.items())
-    return arrays and (a.optimizer.steps, a.loss_scale, a.step) == (b.optimizer.steps, b.loss_scale, b.step)
+from ttr_ref.config import TrainConfig
+from ttr_ref.tree import named_leaves
 
 
 def test_a_state_comes_back_bit_by_bit(tmp_path: Path) -> None:
@@ -96,67 +78,15 @@ def test_one_flipped_bit_is_seen_anywhere(tmp_path: Path) -> None:
     verified(folder)
 
 
-CALLS = [(os, "fsync"), (os, "open"), (os, "mkdir"), (os, "rename"), (os, "write"), (os, "close")]
-
-
-@pytest.mark.parametrize("owner, name", CALLS, ids=lambda x: getattr(x, "__name__", x))
-def test_a_call_that_fails_leaves_all_earlier_saves_and_nothing_else(owner: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The n-th call of each kind says that the disk is full, for every n, until saving succeeds."""
-    real: Callable[..., Any] = getattr(owner, name)
-    for n in range(20):
-        saves, count = Saves(tmp_path / f"saves{n}"), 0
-        saves.save(state_at(1), CONFIG)
-
-        def failing(*arguments: Any, **named: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == n + 1:  # noqa: B023
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return real(*arguments, **named)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, failing)
-            told = ""
-            try:
-                saves.save(state_at(2), CONFIG)
-            except UserError as error:
-                told = str(error)
-        if count <= n:
-            assert not told
-            assert n > 0
-            return
-        assert told == f"{saves.path(2)}: cannot be written: No space left on device"
-        assert [p.name for p in saves.folder.iterdir() if p.name.startswith(".")] == []
-        state, _ = saves.newest()
-        assert state.step in (1, 2)
-        assert same(state, state_at(state.step))
-    pytest.fail("saving never succeeded")
-
-
 def test_a_damaged_save_counts_for_none_that_is_kept(tmp_path: Path) -> None:
     """Else the only whole one would go in its favour."""
     saves = Saves(tmp_path / "saves", keep=1)
     saves.save(state_at(1), CONFIG)
     shutil.copytree(saves.path(1), saves.path(9))
-    (saves.path(9) / "manifest.json").unlink()
     (saves.path(9) / "optimizer.safetensors").unlink()
     assert same(saves.newest()[0], state_at(1))
     saves.save(state_at(2), CONFIG)
     assert same(saves.newest()[0], state_at(2))
-
-
-def test_a_disk_that_is_full_in_the_middle_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    saves = Saves(tmp_path / "saves")
-    saves.save(state_at(1), CONFIG)
-
-    def half(path: Path, content: bytes) -> None:
-        path.write_bytes(content[: len(content) // 2])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(durable, "write_durably", half)
-    with pytest.raises(UserError, match=r"cannot be written: No space left on device$"):
-        saves.save(state_at(2), CONFIG)
-    assert [p.name for p in saves.folder.iterdir()] == ["step-00000001"]
 
 
 def test_what_was_never_finished_is_swept_away(tmp_path: Path) -> None:
@@ -168,10 +98,61 @@ def test_what_was_never_finished_is_swept_away(tmp_path: Path) -> None:
     assert [p.name for p in saves.folder.iterdir()] == ["step-00000001"]
 
 
-def test_version_1_is_still_read() -> None:
-    params, config = load_checkpoint(Path(__file__).parent / "checkpoints" / "version_1")
-    assert (config.format_version, config.step, config.vocabulary) == (1, 2, ("a", "b"))
+FIXTURES = Path(__file__).parent / "checkpoints"
+
+
+@pytest.mark.parametrize("name, step, vocabulary", [("version_1", 2, ("a", "b")), ("version_2", 4, ("x", "y"))])
+def test_older_versions_are_still_read(name: str, step: int, vocabulary: tuple[str, ...], tmp_path: Path) -> None:
+    """As if the present one had been written, so that what was loaded can be saved."""
+    params, config = load_checkpoint(FIXTURES / name)
+    assert (config.format_version, config.step, config.vocabulary) == (3, step, vocabulary)
+    assert config.source == EventSource("who", "when", ("what",), "s")
     assert all(np.isfinite(leaf).all() for leaf in named_leaves(params).values())
+    assert load_tokenizer(FIXTURES / name) is None
+    save_checkpoint(tmp_path / "again", params, config)
+    assert load_checkpoint(tmp_path / "again")[1] == config
+
+
+def test_a_state_of_version_2_can_be_trained_on() -> None:
+    state, config = load_state(FIXTURES / "version_2")
+    assert (state.step, state.optimizer.steps, state.loss_scale.scale) == (4, 4, 65536.0)
+    assert all(np.any(leaf) for name, leaf in named_leaves(state.optimizer.v).items() if name.endswith("w_qkv"))
+    assert config.train.steps == 4
+
+
+def test_a_newer_version_is_told(tmp_path: Path) -> None:
+    """And a damaged one is no configuration."""
+    path = tmp_path / "config.json"
+    for text, told in (
+        ('{"format_version": 4}', "format version 4, expected 1 to 3: a newer ttr wrote it"),
+        ('{"format_version": 2}', "not a checkpoint's configuration: Object missing required field `model`"),
+        ("{}", "not a checkpoint's configuration: Object missing required field `model`"),
+        ("3", "not a checkpoint's configuration: Expected `object`, got `int`"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError) as caught:
+            load_checkpoint(tmp_path)
+        assert str(caught.value) == f"{path}: {told}"
+
+
+def test_a_tokenizer_comes_back(tmp_path: Path) -> None:
+    """From a model and from a save; without it a model of texts is not whole."""
+    texts = ["User: hello Assistant: hello you</s>"] * 3
+    tokenizer = TextTokenizer.train(texts, 270, ["Assistant:"])
+    config = msgspec.structs.replace(CONFIG, source=TextSource("ms"), vocabulary=())
+    save_checkpoint(tmp_path / "model", state_at(1).params, config, tokenizer=tokenizer)
+    saved = Saves(tmp_path / "saves", tokenizer=tokenizer).save(state_at(1), config)
+    for folder in (tmp_path / "model", saved):
+        found = load_tokenizer(folder)
+        assert found is not None
+        assert found.json() == tokenizer.json()
+        assert load_checkpoint(folder)[1].source == TextSource("ms")
+    (saved / "tokenizer.json").write_bytes(tokenizer.json().replace(b"Assistant:", b"Assistent:"))
+    with pytest.raises(UserError, match=r"tokenizer\.json: damaged: its SHA-256"):
+        load_tokenizer(saved)
+    save_checkpoint(tmp_path / "without", state_at(1).params, config)
+    with pytest.raises(UserError, match=r"tokenizer\.json: missing, expected the tokenizer of a model of texts$"):
+        load_tokenizer(tmp_path / "without")
 
 
 def test_a_model_alone_cannot_be_trained_on(tmp_path: Path) -> None:

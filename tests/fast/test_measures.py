@@ -45,9 +45,9 @@ def test_measured_time() -> None:
 def test_count_models_by_hand() -> None:
     """Training has the transitions aa, ab, ba: next tokens a twice, b once, each seen once more; held out are aa, ba, ab."""
     a, b = 3 / 5, 2 / 5
-    assert majority_nats(TRAIN, HELD_OUT) == pytest.approx(-(2 * math.log(a) + math.log(b)) / 3, rel=1e-12)
+    assert majority_nats(TRAIN, HELD_OUT, 2) == pytest.approx(-(2 * math.log(a) + math.log(b)) / 3, rel=1e-12)
     after_a_a, after_a_b, after_b_a = (1 + BACKOFF * a) / (2 + BACKOFF), (1 + BACKOFF * b) / (2 + BACKOFF), (1 + BACKOFF * a) / (1 + BACKOFF)
-    assert bigram_nats(TRAIN, HELD_OUT) == pytest.approx(-(math.log(after_a_a) + math.log(after_b_a) + math.log(after_a_b)) / 3, rel=1e-12)
+    assert bigram_nats(TRAIN, HELD_OUT, 2) == pytest.approx(-(math.log(after_a_a) + math.log(after_b_a) + math.log(after_a_b)) / 3, rel=1e-12)
 
 
 def test_log_normal_by_hand() -> None:

@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
 
     kills = command("kills", "SIGKILL at random moments, and going on, until all is done")
     kills.add_argument("--count", type=int, default=200, help="kills of each command")
-    kills.add_argument("--steps", type=int, default=30, help="steps of each training")
+    kills.add_argument("--steps", type=int, default=60, help="steps of each training")
     kills.add_argument("--aircraft", type=int, default=12, help="whose flights are trained on")
     calls = command("calls", "a fault at every system call of whatever is written")
     calls.add_argument("--every", type=int, default=1, help="try every n-th call only")

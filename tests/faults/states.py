@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ttr_fast.durable import TEMPORARY
-from ttr_fast.training.checkpoint import CheckpointConfig, Source
+from ttr_fast.training.checkpoint import CheckpointConfig, EventSource
 from ttr_fast.training.saves import Saves
 from ttr_fast.training.step import TrainState, train_start
 from ttr_ref.config import BlockConfig, DropoutConfig, ModelConfig, TrainConfig
@@ -16,7 +16,7 @@ from ttr_ref.float_dtype import FloatDType
 from ttr_ref.tree import named_leaves, tree_map
 
 MODEL = ModelConfig(5, 1, BlockConfig(8, 4, 2, window=4, float_dtype=FloatDType.F16, dropout=DropoutConfig(block=0.1)))
-CONFIG = CheckpointConfig(MODEL, TrainConfig(), Source("who", "when", "what", "s"), ("a", "b", "c", "d", "e"), 0)
+CONFIG = CheckpointConfig(MODEL, TrainConfig(), EventSource("who", "when", ("what",), "s"), ("a", "b", "c", "d", "e"), 0)
 CLOCKED = ("tokens_per_second",)
 """What a clock says in a line of metrics."""
 

@@ -39,7 +39,11 @@ WRONG = [
         (ModelConfig, {"vocab_size": 2, "layers": 1, "block": BlockConfig(**BLOCK), name: 0}, f"ModelConfig: {name} must be positive, got 0")
         for name in ("vocab_size", "layers", "loss_chunk")
     ],
-    *[(TrainConfig, {name: 0}, f"TrainConfig: {name} must be positive, got 0") for name in ("steps", "rows", "length", "decay_steps")],
+    *[
+        (TrainConfig, {name: 0}, f"TrainConfig: {name} must be positive, got 0")
+        for name in ("steps", "rows", "length", "decay_steps", "accumulate", "evaluate_every", "patience")
+    ],
+    (TrainConfig, {"rows": 6, "accumulate": 4}, "TrainConfig: rows 6 is not a multiple of accumulate 4"),
     *[
         (TrainConfig, {name: value}, f"TrainConfig: {name} must be positive and finite, got {value}")
         for name in ("learning_rate", "adam_eps", "clip_norm") for value in (0.0, INF, NAN)

@@ -20,14 +20,15 @@ from ttr_fast.generation.decode import continue_sequence
 from ttr_fast.generation.itinerary import time_text
 from ttr_fast.generation.sample import Event
 from ttr_fast.model import Backend, BackendName
-from ttr_fast.training.baselines import bigram_nats, log_normal_baseline, majority_nats
-from ttr_fast.training.checkpoint import CheckpointConfig, Source, save_checkpoint
+from ttr_fast.training.baselines import count_baselines, log_normal_baseline
+from ttr_fast.training.checkpoint import CheckpointConfig, EventSource, save_checkpoint
 from ttr_fast.training.evaluation import OrderResult, evaluate
 from ttr_fast.training.loop import MetricsFile, train
 from ttr_ref.config import ModelConfig, TimeConfig, TrainConfig
 from ttr_ref.model import ModelParams
 
-SOURCE = Source("tail", "time", "destination", "s")
+TOKEN = "destination"
+SOURCE = EventSource("tail", "time", (TOKEN,), "s")
 HELD_OUT = 0.2
 MODEL = ModelOptions()
 TRAIN = TrainConfig(steps=650, learning_rate=6e-3)
@@ -71,7 +72,7 @@ class Command:
             raise UserError(str(error)) from error
         folder = check_unused(self.out) if self.out else free_folder("demo")
         events = read_events(
-            flights_path(), entity=SOURCE.entity, time=SOURCE.time, token=SOURCE.token, time_unit=SOURCE.time_unit
+            flights_path(), entity=SOURCE.entity, time=SOURCE.time, token=TOKEN, time_unit=SOURCE.time_unit
         )
         training, held_out = split_by_entity(events, HELD_OUT)
         measured = measured_time(training, SOURCE.time_unit)
@@ -86,7 +87,7 @@ class Command:
             saved = CheckpointConfig(model, config, SOURCE, events.vocabulary, state.step)
             save_checkpoint(folder / name.replace(" ", "_") / "checkpoint", state.params, saved)
             results[name] = evaluate(backend, state.params, held_out, model, with_errors=True)
-        baselines = {"majority": majority_nats(training, held_out), "bigram counts": bigram_nats(training, held_out)}
+        baselines = count_baselines(training, held_out, len(events.vocabulary))
         save_plots(folder, metrics, baselines, state.params, model)
         rows = table_rows(baselines, results, log_normal_baseline(training, held_out, measured.resolution))
         aircraft, decoded, really = decode_future(backend, state.params, model, held_out, self.seed)

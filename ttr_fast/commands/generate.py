@@ -14,7 +14,7 @@ from ttr_fast.generation.decode import continue_sequence
 from ttr_fast.generation.itinerary import itinerary_line, time_text
 from ttr_fast.generation.sample import Event
 from ttr_fast.model import BackendName
-from ttr_fast.training.checkpoint import load_checkpoint
+from ttr_fast.training.checkpoint import EventSource, load_checkpoint
 
 SHOWN_PAST = 3
 
@@ -59,8 +59,11 @@ class Command:
             raise UserError(f"--seed must not be negative, got {self.seed}")
         params, saved = load_checkpoint(self.checkpoint)
         s = saved.source
+        if not isinstance(s, EventSource):
+            raise UserError(f"{self.checkpoint}: a model of texts, expected one of events")
+        (token,) = s.tokens
         events = read_events(
-            self.data, entity=s.entity, time=s.time, token=s.token, time_unit=s.time_unit, sort=self.sort, vocabulary=saved.vocabulary
+            self.data, entity=s.entity, time=s.time, token=token, time_unit=s.time_unit, sort=self.sort, vocabulary=saved.vocabulary
         )
         if self.entity not in events.entities:
             raise UserError(f"{self.data}: column '{s.entity}' has no '{self.entity}'")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ttr_fast.data.sequences import EventSequences
-from ttr_fast.data.time_text import TimeUnit
+from ttr_fast.data.sources.times import TimeUnit
 from ttr_fast.durable import TEMPORARY
 from ttr_fast.errors import UserError
 from ttr_fast.model import Backend, BackendName, load_backend

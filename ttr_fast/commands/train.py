@@ -16,8 +16,8 @@ from ttr_fast.data.split import split_by_entity
 from ttr_fast.durable import make_folder, replace_file, sweep, told
 from ttr_fast.errors import UserError
 from ttr_fast.model import BackendName
-from ttr_fast.training.baselines import bigram_nats, log_normal_baseline, majority_nats
-from ttr_fast.training.checkpoint import CheckpointConfig, Source, save_checkpoint
+from ttr_fast.training.baselines import count_baselines, log_normal_baseline
+from ttr_fast.training.checkpoint import CheckpointConfig, EventSource, save_checkpoint
 from ttr_fast.training.evaluation import evaluate
 from ttr_fast.training.loop import MetricsFile, train
 from ttr_fast.training.saves import Saves
@@ -89,7 +89,7 @@ class Command:
         training, held_out = split_by_entity(events, self.held_out)
         time = measured_time(training, c.time_unit)
         config = self.model.config(len(events.vocabulary), time)
-        saved = CheckpointConfig(config, self.train, Source(c.entity, c.time, c.token, c.time_unit), events.vocabulary, 0)
+        saved = CheckpointConfig(config, self.train, EventSource(c.entity, c.time, (c.token,), c.time_unit), events.vocabulary, 0)
         saves, metrics, state = Saves(folder / "saves", self.keep), MetricsFile(folder / "metrics.jsonl"), None
         digest = hashlib.sha256(data.read_bytes()).hexdigest()
         if before is not None:
@@ -112,7 +112,7 @@ class Command:
             return
         if not (folder / "checkpoint").exists():  # it is whole then
             save_checkpoint(folder / "checkpoint", state.params, msgspec.structs.replace(saved, step=state.step))
-        baselines = {"majority": majority_nats(training, held_out), "bigram counts": bigram_nats(training, held_out)}
+        baselines = count_baselines(training, held_out, len(events.vocabulary))
         save_plots(folder, metrics, baselines, state.params, config)
         rows = [Row(name, nats) for name, nats in baselines.items()]
         if config.time_head is not None:

@@ -5,76 +5,156 @@ rows × length places. Where a sequence is cut by the end of a row, each part is
 known, so no target is lost.
 """
 
+import functools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 from numpy import ndarray
 
-from ttr_fast.data.sequences import EventSequences
+from ttr_fast.data.sequences import Sequences, Tokens
 from ttr_ref.config import TrainConfig
 from ttr_ref.next_event import Batch
 from ttr_ref.timeline import timeline_from_cu_seqlens, timeline_from_lengths
 
 
-def training_batch(events: EventSequences, config: TrainConfig, step: int) -> Batch:
+class Marker(NamedTuple):
+    """Only the tokens after `token` are predicted, up to the next `terminator` of the same sequence, which is predicted too."""
+
+    token: int
+    terminator: int | None = None
+    """None: up to the end of the sequence."""
+
+
+class Piece(NamedTuple):
+    """`size` neighbouring places of a sequence, each of which has a successor."""
+
+    sequence: int
+    start: int
+    size: int
+
+
+def training_batch(events: Sequences, config: TrainConfig, step: int, after: Marker | None = None) -> Batch:
     """The batch of one step: (rows, length) places packed without padding."""
     places = config.rows * config.length
-    sources, starts = [], [0]
-    for piece in pieces(events, config.seed, step * places, places):
-        sources.append(piece)
-        starts.append(starts[-1] + piece.size)
+    tokens, times, targets, starts = [], [], [], [0]
+    for i, start, size in pieces(events.lengths, config.seed, step * places, places):
+        all_tokens, all_times = events.sequence(i)
+        part = slice(start, start + size + 1)
+        tokens.append(all_tokens[part])
+        times.append(all_times[part])
+        targets.append(targets_of(all_tokens, after)[start : start + size])
+        starts.append(starts[-1] + size)
     row_borders = np.arange(0, places + 1, config.length)
     cu_seqlens = np.union1d(starts, row_borders)
-    here = np.concatenate(sources)
-    shape = (config.rows, config.length)
-    times = events.times[here].reshape(shape)
+
+    def laid(parts: list[ndarray]) -> ndarray:
+        return np.concatenate(parts).reshape(config.rows, config.length)
+
     return Batch(
-        events.tokens[here].reshape(shape),
-        timeline_from_cu_seqlens(times, cu_seqlens),
-        events.tokens[here + 1].reshape(shape),
-        events.times[here + 1].reshape(shape),
-        np.ones(shape, bool),
+        laid([t[:-1] for t in tokens]).astype(np.int32),
+        timeline_from_cu_seqlens(laid([t[:-1] for t in times]), cu_seqlens),
+        laid([t[1:] for t in tokens]).astype(np.int32),
+        laid([t[1:] for t in times]),
+        laid(targets),
     )
 
 
-def pieces(events: EventSequences, seed: int, start: int, count: int) -> Iterator[ndarray]:
-    """Indices of the events at `count` places from `start` of the endless stream, sequence by sequence."""
-    per_sequence = events.lengths - 1  # the last event of a sequence has nothing to predict
-    per_epoch = int(per_sequence.sum())
-    epoch, skip = divmod(start, per_epoch)
+def pieces(lengths: ndarray, seed: int, start: int, count: int) -> Iterator[Piece]:
+    """`count` places from `start` of the endless stream, sequence by sequence."""
+    per_sequence = np.maximum(lengths - 1, 0)  # the last event of a sequence has nothing to predict
+    epoch, place = divmod(start, int(per_sequence.sum()))
     while count:
-        for i in np.random.default_rng([seed, epoch]).permutation(events.n_sequences):
-            taken = min(int(per_sequence[i]) - skip, count)
-            if taken <= 0:
-                skip -= int(per_sequence[i])
-                continue
-            yield events.offsets[i] + skip + np.arange(taken)
-            skip, count = 0, count - taken
+        order = epoch_order(lengths.size, seed, epoch)
+        ends = np.cumsum(per_sequence[order])
+        for k in range(int(np.searchsorted(ends, place, side="right")), order.size):
+            left = int(ends[k]) - place
+            taken = min(left, count)
+            if taken:
+                i = int(order[k])
+                yield Piece(i, int(per_sequence[i]) - left, taken)
+            place, count = place + taken, count - taken
             if not count:
                 return
-        epoch += 1
+        epoch, place = epoch + 1, 0
 
 
-def steps_per_epoch(events: EventSequences, config: TrainConfig) -> float:
+@functools.lru_cache(maxsize=2)
+def epoch_order(n: int, seed: int, epoch: int) -> ndarray:
+    """The order of n sequences, read-only; kept because every step of an epoch asks for it."""
+    order = np.random.default_rng([seed, epoch]).permutation(n)
+    order.flags.writeable = False
+    return order
+
+
+def targets_of(tokens: Tokens, after: Marker | None) -> Bool[ndarray, "n_minus_1"]:
+    """Whether the successor of each token but the last is to be predicted."""
+    if after is None:
+        return np.ones(tokens.size - 1, bool)
+
+    def last(token: int | None) -> ndarray:
+        return np.maximum.accumulate(np.where(tokens[:-1] == token, np.arange(tokens.size - 1), -1))
+
+    return last(after.token) > last(after.terminator) if after.terminator is not None else last(after.token) >= 0
+
+
+def steps_per_epoch(events: Sequences, config: TrainConfig) -> float:
     """How many steps go once through the data."""
-    return float((events.lengths - 1).sum()) / (config.rows * config.length)
+    return float(np.maximum(events.lengths - 1, 0).sum()) / (config.rows * config.length)
 
 
-def evaluation_batches(events: EventSequences, places: int = 4096) -> Iterator[Batch]:
-    """Every sequence whole, the shortest first, about `places` places at a time, padded at the end."""
+def evaluation_batches(events: Sequences, places: int = 4096, after: Marker | None = None) -> Iterator[Batch]:
+    """Every sequence whole that has a target, the shortest first, about `places` places at a time, padded at the end."""
     counts = events.lengths - 1
-    order = [int(i) for i in np.argsort(counts, kind="stable") if counts[i] > 0]
-    while order:
-        rows = [order.pop(0)]
-        while order and (len(rows) + 1) * counts[order[0]] <= places:
-            rows.append(order.pop(0))
-        yield whole_sequences(events, rows)
+    order = np.argsort(counts, kind="stable")
+    rows: list[int] = []
+    for i in map(int, order[np.searchsorted(counts[order], 1) :]):
+        if after is not None and not targets_of(events.sequence(i)[0], after).any():
+            continue
+        if rows and (len(rows) + 1) * counts[i] > places:
+            yield whole_sequences(events, rows, after)
+            rows = []
+        rows.append(i)
+    if rows:
+        yield whole_sequences(events, rows, after)
 
 
-def whole_sequences(events: EventSequences, rows: list[int]) -> Batch:
+def whole_sequences(events: Sequences, rows: list[int], after: Marker | None = None) -> Batch:
     """One sequence in each row."""
     counts = events.lengths[rows] - 1
-    inside = np.arange(counts.max()) < counts[:, None]
-    here = np.where(inside, events.offsets[rows][:, None] + np.arange(counts.max()), 0)
-    at = timeline_from_lengths(events.times[here], counts)
-    return Batch(events.tokens[here], at, events.tokens[here + 1], events.times[here + 1], inside)
+    shape = len(rows), int(counts.max())
+    tokens, next_tokens = np.zeros((2, *shape), np.int32)
+    times, next_times = np.zeros((2, *shape), events.sequence(rows[0])[1].dtype)
+    targets = np.zeros(shape, bool)
+    for row, (i, count) in enumerate(zip(rows, counts, strict=True)):
+        of_tokens, of_times = events.sequence(i)
+        tokens[row, :count], next_tokens[row, :count] = of_tokens[:-1], of_tokens[1:]
+        times[row, :count], next_times[row, :count] = of_times[:-1], of_times[1:]
+        targets[row, :count] = targets_of(of_tokens, after)
+    return Batch(tokens, timeline_from_lengths(times, counts), next_tokens, next_times, targets)
+
+
+class Transitions(NamedTuple):
+    """What is to be predicted: each target's predecessor, itself, and the time between the two in float64."""
+
+    tokens: ndarray
+    next_tokens: ndarray
+    gaps: ndarray
+
+
+def transitions(events: Sequences, after: Marker | None = None, at_once: int = 2**20) -> Iterator[Transitions]:
+    """Of all sequences in order, in parts of about `at_once` or one sequence."""
+    parts, size = list[Transitions](), 0
+    for i in range(events.n_sequences):
+        tokens, times = events.sequence(i)
+        if tokens.size < 2:
+            continue
+        wanted = targets_of(tokens, after)
+        parts.append(Transitions(tokens[:-1][wanted], tokens[1:][wanted], np.diff(times)[wanted].astype(np.float64)))
+        size += parts[-1].tokens.size
+        if size >= at_once:
+            yield Transitions(*map(np.concatenate, zip(*parts, strict=True)))
+            parts, size = [], 0
+    if size:
+        yield Transitions(*map(np.concatenate, zip(*parts, strict=True)))

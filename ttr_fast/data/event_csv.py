@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..errors import UserError, quoted
 from .csv_records import open_text, records
 from .sequences import EventSequences
-from .time_text import TimeUnit, time_parser, unit_complaint
+from .sources.times import TimeUnit, time_parser, unit_complaint
 
 
 def read_events(

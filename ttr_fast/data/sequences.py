@@ -1,12 +1,32 @@
-"""Many event sequences in one set of flat arrays, so that slicing and saving cost nothing per sequence."""
+"""Many sequences of tokens with times: what training and evaluation ask of them, and those that lie in memory in one set of flat arrays."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+Tokens = NDArray[np.int32] | NDArray[np.uint32]
 Times = NDArray[np.int64] | NDArray[np.float64]
+
+
+class Sequences(Protocol):
+    """n sequences, in memory or mapped from a file."""
+
+    @property
+    def n_sequences(self) -> int:
+        """n."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(n,) int64, tokens in each sequence."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in all of them."""
+
+    def sequence(self, i: int) -> tuple[Tokens, Times]:
+        """Views of the tokens and times of sequence i, 0 <= i < n_sequences; the times never decrease."""
 
 
 class EventSequences(NamedTuple):
@@ -34,6 +54,11 @@ class EventSequences(NamedTuple):
     def lengths(self) -> NDArray[np.int64]:
         """(n,) int64, events in each sequence."""
         return np.diff(self.offsets)
+
+    @property
+    def n_tokens(self) -> int:
+        """N."""
+        return int(self.tokens.size)
 
     def sequence(self, i: int) -> tuple[NDArray[np.int32], Times]:
         """Views of the tokens and times of sequence i, 0 <= i < n_sequences."""

@@ -1,49 +1,76 @@
-"""What a model has to beat: the destinations' frequencies, a bigram count model, a log-normal fitted to all gaps."""
+"""What a model has to beat: the tokens' frequencies, a bigram count model, a log-normal fitted to all gaps.
+
+The data are gone through once, some million events at a time, so that they may be larger than memory.
+"""
 
 import numpy as np
 from numpy import ndarray
 
-from ttr_fast.data.measures import gaps_of
-from ttr_fast.data.sequences import EventSequences
+from ttr_fast.data.batches import Marker, transitions
+from ttr_fast.data.sequences import Sequences
 
 BACKOFF = 20.0
 """Weight of the frequencies in a bigram row, in observed events: of 1, 2, 5, 10, 20, 40, 80 the best on the held-out flights."""
 
 
-def transitions(events: EventSequences) -> tuple[ndarray, ndarray]:
-    """(token, next token) of every event that has a next one."""
-    has_next = np.ones(events.tokens.size, bool)
-    has_next[events.offsets[1:] - 1] = False
-    index = np.flatnonzero(has_next)
-    return events.tokens[index], events.tokens[index + 1]
+def count_baselines(train: Sequences, held_out: Sequences, size: int, after: Marker | None = None) -> dict[str, float]:
+    """Mean −ln p of the next token by each of the two count models; size: of the vocabulary."""
+    return {"majority": majority_nats(train, held_out, size, after), "bigram counts": bigram_nats(train, held_out, size, after)}
 
 
-def majority_nats(train: EventSequences, held_out: EventSequences) -> float:
-    """Mean −ln p of the next token by how often each token came next in training (every token seen once more than it was)."""
-    return float(-np.log(frequencies(train)[transitions(held_out)[1]]).mean())
+def majority_nats(train: Sequences, held_out: Sequences, size: int, after: Marker | None = None) -> float:
+    """Mean −ln p of the next token by how often each of `size` tokens came next in training (every one seen once more than it was)."""
+    nats, total, count = -np.log(frequencies(train, size, after)), 0.0, 0
+    for part in transitions(held_out, after):
+        total, count = total + float(nats[part.next_tokens].sum()), count + part.tokens.size
+    return total / count
 
 
-def bigram_nats(train: EventSequences, held_out: EventSequences) -> float:
+def bigram_nats(train: Sequences, held_out: Sequences, size: int, after: Marker | None = None) -> float:
     """Mean −ln p of the next token by counts of pairs, each row smoothed with BACKOFF events of the overall frequencies."""
-    size = len(train.vocabulary)
-    counts = np.zeros((size, size))
-    np.add.at(counts, transitions(train), 1)
-    p = (counts + BACKOFF * frequencies(train)) / (counts.sum(axis=1, keepdims=True) + BACKOFF)
-    return float(-np.log(p[transitions(held_out)]).mean())
+    overall, (pairs, counts), firsts = frequencies(train, size, after), counted_pairs(train, size, after), np.zeros(size)
+    np.add.at(firsts, pairs // size, counts)
+    total, count = 0.0, 0
+    for part in transitions(held_out, after):
+        wanted = pair_numbers(part.tokens, part.next_tokens, size)
+        at = np.minimum(np.searchsorted(pairs, wanted), pairs.size - 1)
+        seen = np.where(pairs[at] == wanted, counts[at], 0)
+        p = (seen + BACKOFF * overall[part.next_tokens]) / (firsts[part.tokens] + BACKOFF)
+        total, count = total - float(np.log(p).sum()), count + part.tokens.size
+    return total / count
 
 
-def frequencies(train: EventSequences) -> ndarray:
+def frequencies(train: Sequences, size: int, after: Marker | None = None) -> ndarray:
     """Share of each token among the next tokens of training."""
-    counts = np.bincount(transitions(train)[1], minlength=len(train.vocabulary)) + 1.0
+    counts = np.ones(size)
+    for part in transitions(train, after):
+        counts += np.bincount(part.next_tokens, minlength=size)
     return counts / counts.sum()
 
 
-def log_normal_baseline(train: EventSequences, held_out: EventSequences, resolution: float) -> tuple[float, float]:
+def pair_numbers(first: ndarray, second: ndarray, size: int) -> ndarray:
+    """One int64 for each pair."""
+    return first.astype(np.int64) * size + second
+
+
+def counted_pairs(train: Sequences, size: int, after: Marker | None) -> tuple[ndarray, ndarray]:
+    """(the pairs that occur, in order, how often): a table of all pairs would be too large for the vocabulary of texts."""
+    pairs, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    for part in transitions(train, after):
+        more, often = np.unique(pair_numbers(part.tokens, part.next_tokens, size), return_counts=True)
+        pairs, place = np.unique(np.concatenate([pairs, more]), return_inverse=True)
+        counts = np.bincount(place, np.concatenate([counts, often])).astype(np.int64)
+    return pairs, counts
+
+
+def log_normal_baseline(train: Sequences, held_out: Sequences, resolution: float, after: Marker | None = None) -> tuple[float, float]:
     """(mean −ln p of the next gap, in the data's unit of time; median absolute error of the log-normal's median) fitted to all training gaps.
 
     A gap of zero counts as half the resolution, as in the time head.
     """
-    fitted, seen = (np.log(np.maximum(gaps_of(events), resolution / 2)) for events in (train, held_out))
+    fitted, seen = (
+        np.log(np.maximum(np.concatenate([part.gaps for part in transitions(events, after)]), resolution / 2)) for events in (train, held_out)
+    )
     mean, deviation = fitted.mean(), fitted.std()
     nats = seen + np.log(deviation) + 0.5 * np.log(2 * np.pi) + 0.5 * ((seen - mean) / deviation) ** 2
     return float(nats.mean()), float(np.median(np.abs(np.exp(seen) - np.exp(mean))))

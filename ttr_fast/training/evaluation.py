@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy import ndarray
 
-from ttr_fast.data.batches import evaluation_batches
-from ttr_fast.data.sequences import EventSequences
+from ttr_fast.data.batches import Marker, evaluation_batches
+from ttr_fast.data.sequences import Sequences
 from ttr_fast.model import Backend, Prediction
 from ttr_ref.config import ModelConfig, TimeHeadOrder
 from ttr_ref.model import ModelParams
@@ -24,10 +24,12 @@ class OrderResult(NamedTuple):
     """Median of |gap − the predicted density's median|, in the data's unit; None where it was not asked for."""
 
 
-def evaluate(backend: Backend, params: ModelParams, events: EventSequences, config: ModelConfig, with_errors: bool = False) -> list[OrderResult]:
+def evaluate(
+    backend: Backend, params: ModelParams, events: Sequences, config: ModelConfig, with_errors: bool = False, after: Marker | None = None
+) -> list[OrderResult]:
     """One result for each order. with_errors finds the median of every predicted density, which takes longer than all the rest."""
     parts: dict[TimeHeadOrder, list[Prediction]] = {}
-    for batch in evaluation_batches(events):
+    for batch in evaluation_batches(events, after=after):
         for prediction in backend.predict(params, batch, config, with_errors):
             parts.setdefault(prediction.order, []).append(prediction)
     return [

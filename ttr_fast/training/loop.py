@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from ttr_fast.data.batches import training_batch
-from ttr_fast.data.sequences import EventSequences
+from ttr_fast.data.sequences import Sequences
 from ttr_fast.durable import flush, replace_file, told
 from ttr_fast.errors import UserError
 from ttr_fast.model import Backend
@@ -52,14 +52,17 @@ class MetricsFile:
 
     def read(self) -> list[dict[str, Any]]:
         """All lines so far."""
-        return [msgspec.json.decode(line) for line in self.path.read_bytes().splitlines()] if self.path.exists() else []
+        return [msgspec.json.decode(line) for line in self.lines()]
+
+    def lines(self) -> list[bytes]:
+        """As they stand there; none if there is no file. Raises UserError if it cannot be read."""
+        with told(self.path, "read"):
+            return self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
 
     def rewind(self, step: int) -> None:
         """Forget what was written after a step, and a last line that was not finished: training goes on from there."""
-        if not self.path.exists():
-            return
         kept = []
-        for line in self.path.read_bytes().splitlines(keepends=True):
+        for line in self.lines():
             try:
                 written = msgspec.json.decode(line, type=Written).step
             except msgspec.DecodeError:
@@ -74,7 +77,7 @@ Keeper = Callable[[TrainState, float | None], object]
 
 
 def train(
-    backend: Backend, events: EventSequences, held_out: EventSequences, model: ModelConfig, config: TrainConfig, metrics: MetricsFile, label: str,
+    backend: Backend, events: Sequences, held_out: Sequences, model: ModelConfig, config: TrainConfig, metrics: MetricsFile, label: str,
     state: TrainState | None = None, keep: Keeper | None = None, save_every: int | None = None
 ) -> TrainState:  # fmt: skip
     """The state after config.steps steps, going on from `state` if it is given.

@@ -4,14 +4,14 @@ The last few are kept, and the best on held-out data. A damaged one is named and
 """
 
 import os
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from ttr_fast.durable import found, replace_file, retire, sweep, told
+from ttr_fast.data.text_tokenizer import TextTokenizer
+from ttr_fast.durable import flush, found, replace_file, retire, sweep, told
 from ttr_fast.errors import UserError
 from ttr_fast.training.checkpoint import CheckpointConfig, load_state, save_checkpoint
 from ttr_fast.training.step import TrainState
@@ -33,6 +33,8 @@ class Saves:
     folder: Path
     keep: int = 2
     """How many of the last are kept, beside the best."""
+    tokenizer: TextTokenizer | None = None
+    """Of a model of texts; it lies in every save."""
 
     def path(self, step: int) -> Path:
         """Where a step is saved."""
@@ -55,7 +57,7 @@ class Saves:
         """Save the state; nats: held-out, where they were just measured. Older saves go once this one is on the disk."""
         path = self.path(state.step)
         full = msgspec.structs.replace(config, step=state.step, loss_scale=state.loss_scale, optimizer_steps=state.optimizer.steps)
-        save_checkpoint(path, state.params, full, state.optimizer)
+        save_checkpoint(path, state.params, full, state.optimizer, self.tokenizer)
         best = self.best()
         if nats is not None and (best is None or nats < best.nats):
             best = Best(state.step, nats)
@@ -74,7 +76,7 @@ class Saves:
         steps, damaged = self.steps(), list[Path]()
         for step in reversed(steps):
             try:
-                found = load_state(self.path(step))
+                state, config = load_state(self.path(step))
             except UserError as error:
                 print(f"{error}; going on from the save before it", file=sys.stderr)
                 damaged.append(self.path(step))
@@ -82,8 +84,10 @@ class Saves:
             for path in damaged:
                 aside = path.with_name(f"{DAMAGED}{path.name}")
                 with told(aside):
-                    shutil.rmtree(aside, ignore_errors=True)
+                    if aside.exists():  # it was damaged before
+                        retire(aside)
                     os.rename(path, aside)
-            return found
+                    flush(self.folder)
+            return state, config
         none = f"none of its {len(steps)} saves is whole" if steps else "there are no saves in it"
         raise UserError(f"{self.folder}: {none}, nothing to resume from")

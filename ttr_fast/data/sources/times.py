@@ -11,9 +11,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Literal
 
-from ..errors import quoted
+from ...errors import quoted
 
-TimeUnit = Literal["s", "ms", "iso8601"]
+TimeUnit = Literal["s", "ms", "us", "ns", "iso8601"]
 
 EXPECTED = {
     "s": "UNIX seconds such as 1700000000 or 1700000000.5",

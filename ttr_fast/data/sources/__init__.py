@@ -1,0 +1,1 @@
+"""From files to columns: JSON, JSONL, CSV (each also .gz) and Parquet, read in chunks, each record checked."""
