@@ -89,6 +89,13 @@ def test_a_damaged_save_counts_for_none_that_is_kept(tmp_path: Path) -> None:
     assert same(saves.newest()[0], state_at(2))
 
 
+def test_only_version_1_may_lack_its_manifest(tmp_path: Path) -> None:
+    folder = Saves(tmp_path / "saves").save(state_at(1), CONFIG)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"manifest\.json: missing, expected what the other files have to be$"):
+        verified(folder)
+
+
 def test_what_was_never_finished_is_swept_away(tmp_path: Path) -> None:
     saves = Saves(tmp_path / "saves")
     saves.save(state_at(1), CONFIG)

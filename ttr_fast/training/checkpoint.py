@@ -137,12 +137,12 @@ def verified(folder: Path) -> dict[str, bytes]:
         if not folder.is_dir() or not (folder / CONFIG).is_file():
             raise UserError(f"{folder}: not a checkpoint, expected a folder with {CONFIG} and {PARAMS}")
         contents = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name in FILES}
+    if MANIFEST not in contents:
+        if version_of(folder, contents) > 1:
+            raise UserError(f"{folder / MANIFEST}: missing, expected what the other files have to be")
+        return contents
     try:
-        if MANIFEST not in contents and msgspec.json.decode(contents[CONFIG], type=Versioned).format_version == 1:
-            return contents
         manifest = msgspec.json.decode(contents[MANIFEST], type=dict[str, Written])
-    except KeyError as error:
-        raise UserError(f"{folder / MANIFEST}: missing, expected what the other files have to be") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{folder / MANIFEST}: damaged: {error}") from error
     for name, written in manifest.items():
@@ -192,16 +192,23 @@ def load_tokenizer(folder: Path) -> TextTokenizer | None:
     return TextTokenizer.from_json(contents[TOKENIZER])
 
 
+def version_of(folder: Path, contents: dict[str, bytes]) -> int:
+    """The format of config.json. Raises UserError if a newer ttr wrote it."""
+    try:
+        version = msgspec.json.decode(contents[CONFIG], type=Versioned).format_version
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder / CONFIG}: not a checkpoint's configuration: {error}") from error
+    if version > FORMAT_VERSION:
+        raise UserError(f"{folder / CONFIG}: format version {version}, expected 1 to {FORMAT_VERSION}: a newer ttr wrote it")
+    return version
+
+
 def decoded_config(folder: Path, contents: dict[str, bytes]) -> CheckpointConfig:
     """config.json; one of an older version as the present one would have written it."""
-    content = contents[CONFIG]
     try:
-        version = msgspec.json.decode(content, type=Versioned).format_version
-        if version > FORMAT_VERSION:
-            raise UserError(f"{folder / CONFIG}: format version {version}, expected 1 to {FORMAT_VERSION}: a newer ttr wrote it")
-        if version == FORMAT_VERSION:
-            return msgspec.json.decode(content, type=CheckpointConfig)
-        old = msgspec.json.decode(content, type=ConfigOfEvents)
+        if version_of(folder, contents) == FORMAT_VERSION:
+            return msgspec.json.decode(contents[CONFIG], type=CheckpointConfig)
+        old = msgspec.json.decode(contents[CONFIG], type=ConfigOfEvents)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{folder / CONFIG}: not a checkpoint's configuration: {error}") from error
     s = old.source
