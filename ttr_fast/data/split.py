@@ -16,7 +16,7 @@ def split_by_entity(events: EventSequences, held_out: float, seed: int = 0) -> t
     """
     if not 0 < held_out < 1:
         raise UserError(f"the held-out fraction is {held_out}, expected a number between 0 and 1")
-    aside = np.array([_uniform(name, seed) < held_out for name in events.entities], bool)
+    aside = np.array([uniform(name, seed) < held_out for name in events.entities], bool)
     for side, name in ((~aside, "training"), (aside, "held-out")):
         if not side.any():
             choice = f"holding out {held_out} of {events.n_sequences} entities with seed {seed}"
@@ -24,7 +24,7 @@ def split_by_entity(events: EventSequences, held_out: float, seed: int = 0) -> t
     return events.select(np.flatnonzero(~aside)), events.select(np.flatnonzero(aside))
 
 
-def _uniform(name: str, seed: int) -> float:
-    """A number in [0, 1) from the 53 leading bits of the hash, as many as float64 holds."""
+def uniform(name: str, seed: int) -> float:
+    """A number in [0, 1) that depends on the name and the seed alone: the 53 leading bits of a hash, as many as float64 holds."""
     digest = blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest) >> 11) / 2**53
