@@ -14,6 +14,7 @@ from ttr_fast.errors import UserError
 from ttr_fast.training.checkpoint import (
     EventSource,
     TextSource,
+    decoded_config,
     load_checkpoint,
     load_state,
     load_tokenizer,
@@ -136,9 +137,8 @@ def test_a_newer_version_is_told(tmp_path: Path) -> None:
         ("{}", "not a checkpoint's configuration: Object missing required field `model`"),
         ("3", "not a checkpoint's configuration: Expected `object`, got `int`"),
     ):
-        path.write_text(text)
         with pytest.raises(UserError) as caught:
-            load_checkpoint(tmp_path)
+            decoded_config(tmp_path, {"config.json": text.encode()})
         assert str(caught.value) == f"{path}: {told}"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from ttr_fast.training.checkpoint import TEMPORARY, flush_folder, replace_file, write_durably
+from ttr_fast.durable import TEMPORARY, flush, replace_file, write_durably
 
 from ...errors import UserError
 from ..corpus import SPLITS, VOCABULARY, Counted, Fields, FileEntry, Index, SplitName, shard_name, split_entry, write_index
@@ -186,9 +186,9 @@ def _assemble(plan: Plan, work: Path, out: Path, layout: Layout, done: Sequence[
         splits={name: split_entry(entries) for name, entries in shards.items()},
     )  # fmt: skip
     write_index(folder, index)
-    flush_folder(folder)
+    flush(folder)
     folder.rename(out)
-    flush_folder(out.parent)
+    flush(out.parent)
     return index
 
 
