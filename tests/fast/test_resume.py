@@ -14,7 +14,7 @@ import pytest
 
 from tests.fast.conftest import COLUMNS, SMALL
 from ttr_fast import cli
-from ttr_fast.data.event_csv import read_events
+from ttr_fast.data.event_files import read_events
 from ttr_fast.data.split import split_by_entity
 from ttr_fast.errors import UserError
 from ttr_fast.model import ReferenceBackend

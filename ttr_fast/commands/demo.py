@@ -10,7 +10,7 @@ import numpy as np
 from ttr_fast.commands.generate import print_events
 from ttr_fast.commands.options import ModelOptions, check_unused, describe, free_folder, loaded_backend
 from ttr_fast.commands.report import Row, save_plots, save_results, table
-from ttr_fast.data.event_csv import read_events
+from ttr_fast.data.event_files import read_events
 from ttr_fast.data.flights import flights_path
 from ttr_fast.data.measures import measured_time
 from ttr_fast.data.sequences import EventSequences

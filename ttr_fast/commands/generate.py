@@ -8,7 +8,7 @@ import msgspec
 import tyro
 
 from ttr_fast.commands.options import loaded_backend
-from ttr_fast.data.event_csv import read_events
+from ttr_fast.data.event_files import read_events
 from ttr_fast.errors import UserError
 from ttr_fast.generation.decode import continue_sequence
 from ttr_fast.generation.itinerary import itinerary_line, time_text

@@ -10,7 +10,7 @@ import msgspec
 
 from ttr_fast.commands.options import Columns, ModelOptions, check_unused, describe, free_folder, loaded_backend
 from ttr_fast.commands.report import Row, model_rows, save_plots, save_results, table
-from ttr_fast.data.event_csv import read_events
+from ttr_fast.data.event_files import read_events
 from ttr_fast.data.measures import measured_time
 from ttr_fast.data.split import split_by_entity
 from ttr_fast.durable import make_folder, replace_file, sweep, told

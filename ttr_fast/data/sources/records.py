@@ -31,9 +31,9 @@ class EventFields(NamedTuple):
 class TextFields(NamedTuple):
     """Columns or fields of a text.
 
-    text is None for a CSV file without header, whose rows are texts: the fields of a row are joined by a space. Strings in JSON
-    are texts whatever the names are. time and entity are not read if None. Their usual names may be absent from the whole
-    file; other names were asked for, so they must be there.
+    text is None for a CSV file without header, whose rows are texts: the fields of a row are joined by a space; to other formats
+    it is the usual name. In JSON a record may be a string, which is the text. time and entity are not read if None. Under their
+    usual names a whole file may lack them; another name was asked for, so it must be there.
     """
 
     text: str | None = "text"

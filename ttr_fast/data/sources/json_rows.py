@@ -1,0 +1,111 @@
+"""Records of JSON → the columns of the wanted fields. Fields that nobody asked for are ignored."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ...errors import UserError, quoted
+from .frames import Frame
+from .json_members import MAX_DEPTH, Bad, examined, members
+from .rows import ABSENT, Fault, Rows, Wanted
+
+ESCAPE_IN_KEY = re.compile(rb'\\u[^"]*+"\s*+:')
+
+
+class JsonRows:
+    """The reader. `text` is the field that a record stands for that is a string; None if each has to be an object.
+
+    Raises UserError if a field cannot be called so in JSON.
+    """
+
+    def __init__(self, path: Path, wanted: Sequence[Wanted], text: str | None) -> None:
+        self.path, self.wanted, self.text = path, wanted, text
+        self.keys = [b'"' + field.name.encode() + b'"' for field in wanted]
+        self.decode = msgspec.json.Decoder(_record_type(path, wanted, text)).decode
+
+    def rows(self, frames: Iterable[Frame]) -> Iterator[Rows]:
+        """One for each frame."""
+        for frame in frames:
+            found = self._all_at_once(frame.records)
+            yield self._rows(frame, self._columns(found), []) if found is not None else self._one_by_one(frame)
+
+    def _all_at_once(self, records: list[bytes]) -> list[Any] | None:
+        """The decoded records; None if one may be bad."""
+        joined = b"\n".join(records)
+        try:
+            joined.decode()
+            if self._suspicious(joined, len(records)):
+                return None
+            return list(map(self.decode, records))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+
+    def _one_by_one(self, frame: Frame) -> Rows:
+        good: list[int] = []
+        values: list[list[Any]] = []
+        faults: list[Fault] = []
+        for i, record in enumerate(frame.records):
+            decoded = self._all_at_once([record])
+            try:
+                values.append([c[0] for c in self._columns(decoded)] if decoded else examined(record, self.wanted, self.text))
+                good.append(i)
+            except Bad as bad:
+                line, where = self._place(frame, i, bad.at)
+                faults.append(Fault(line, where, bad.reason, record))
+        kept = frame._replace(records=[frame.records[i] for i in good], lines=frame.lines[good], columns=frame.columns[good])
+        return self._rows(kept, [[row[k] for row in values] for k in range(len(self.wanted))], faults)
+
+    def _suspicious(self, joined: bytes, count: int) -> bool:
+        """Whether a wanted key may be there twice in one of these records, or brackets be nested too deep."""
+        if joined.count(b"{") + joined.count(b"[") > count + MAX_DEPTH - 1:
+            return True
+        for key, field in zip(self.keys, self.wanted, strict=True):
+            there = joined.count(key)
+            if there > count or (field.optional and 0 < there < count):
+                return True
+        return b"\\u" in joined and ESCAPE_IN_KEY.search(joined) is not None
+
+    def _columns(self, found: list[Any]) -> list[list[Any]]:
+        if str in set(map(type, found)):
+            return [[self._of_any(row, k) for row in found] for k in range(len(self.wanted))]
+        return [[getattr(row, name) for row in found] for name in (f"f{k}" for k in range(len(self.wanted)))]
+
+    def _of_any(self, row: Any, k: int) -> Any:
+        if type(row) is str:
+            return row if self.wanted[k].name == self.text else ABSENT
+        return getattr(row, f"f{k}")
+
+    def _rows(self, frame: Frame, columns: list[list[Any]], faults: list[Fault]) -> Rows:
+        return Rows(columns, frame.lines, faults, frame.read, partial(self._field_place, frame), frame.records.__getitem__)
+
+    def _field_place(self, frame: Frame, row: int, field: int) -> str:
+        name = self.wanted[field].name
+        at = next((member.at for member in members(frame.records[row]) if member.key == name), 0)
+        return self._place(frame, row, at)[1]
+
+    def _place(self, frame: Frame, row: int, at: int) -> tuple[int, str]:
+        """(line, file:line:column) of a byte of a record; columns count bytes, from 1."""
+        before = frame.records[row][:at]
+        newlines = before.count(b"\n")
+        line = int(frame.lines[row]) + newlines
+        column = len(before) - before.rfind(b"\n") if newlines else int(frame.columns[row]) + len(before) + 1
+        return line, f"{self.path}:{line}:{column}"
+
+
+def _record_type(path: Path, wanted: Sequence[Wanted], text: str | None) -> Any:
+    kinds: list[Any] = []
+    for k, field in enumerate(wanted):
+        kind: Any = int | float | str if field.is_time else int | str
+        kinds.append((f"f{k}", kind | msgspec.UnsetType, ABSENT) if field.optional else (f"f{k}", kind))
+    names = {f"f{k}": field.name for k, field in enumerate(wanted)}
+    try:
+        record = msgspec.defstruct("Record", sorted(kinds, key=len), rename=names, gc=False)
+        msgspec.json.Decoder(record)
+    except ValueError:
+        bad = next((name for name in names.values() if re.search(r'[\x00-\x1f"\\]', name)), next(iter(names.values()), ""))
+        raise UserError(f"{path}: a field cannot be called {quoted(bad)} in JSON, expected a name without quotes and backslashes") from None
+    return record if text is None else str | record
