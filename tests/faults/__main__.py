@@ -24,12 +24,20 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     kills = command("kills", "SIGKILL at random moments, and going on, until all is done")
-    kills.add_argument("--count", type=int, default=200, help="kills of each command")
+    kills.add_argument("--count", type=int, default=200, help="kills of training, and of preprocessing in one process")
+    kills.add_argument("--workers-count", type=int, default=20, help="kills of preprocessing with two workers, of all, and of the first alone")
     kills.add_argument("--steps", type=int, default=60, help="steps of each training")
-    kills.add_argument("--aircraft", type=int, default=12, help="whose flights are trained on")
+    kills.add_argument("--aircraft", type=int, default=12, help="whose flights are trained on and preprocessed")
     calls = command("calls", "a fault at every system call of whatever is written")
     calls.add_argument("--every", type=int, default=1, help="try every n-th call only")
     calls.add_argument("--strace", action="store_true", help="compare the calls with those that the kernel saw")
+    bits = command("bits", "one flipped bit anywhere in a save and in a corpus")
+    bits.add_argument("--payload", type=int, default=1000, help="flips among the numbers of each file; headers are flipped byte by byte")
+    resume = command("resume", "a run that is stopped and goes on against one in one go")
+    resume.add_argument("--steps", type=int, default=100, help="of each run")
+    resume.add_argument("--dtypes", nargs="+", default=["f32", "bf16", "f16"], help="storage of activations")
+    resume.add_argument("--stops", nargs="+", default=["SIGKILL", "SIGTERM", "SIGUSR1", "SIGINT"], help="signals")
+    resume.add_argument("--backend", default="cpu", help="what computes")
     return main
 
 

@@ -22,7 +22,10 @@ class End(NamedTuple):
     said: str
 
 
-WARM = ("matplotlib.pyplot", "safetensors.numpy", "tqdm", "tyro", "ttr_fast.cli", "ttr_fast.commands.train", "ttr_fast.training.plots")
+WARM = (
+    "matplotlib.pyplot", "safetensors.numpy", "tqdm", "tyro",
+    "ttr_fast.cli", "ttr_fast.commands.train", "ttr_fast.commands.preprocess", "ttr_fast.training.plots",
+)  # fmt: skip
 
 
 def warm() -> None:

@@ -16,14 +16,15 @@ import msgspec
 import numpy as np
 
 from ttr_fast import cli
-from ttr_fast.data.flights import flights_path
+from ttr_fast.data.corpus import verify_corpus
 from ttr_fast.errors import UserError
 from ttr_fast.training.checkpoint import load_checkpoint, load_state
 from ttr_fast.training.saves import DAMAGED, Saves
 
 from .forks import killed_after, run_forked, warm
-from .states import leftovers, outcome
+from .states import digest, leftovers, outcome
 from .tables import Findings
+from .writing import COLUMNS, write_parts, write_slice
 
 LIFE = 0.3
 """A process lives at most this share of the time that an uninterrupted one takes, so that each run is killed several times, anywhere."""
@@ -57,6 +58,8 @@ class Job:
     """Called in the command's process: lets it write into the file from where it starts."""
     whole_group: bool = True
     """Whether its helpers are killed too."""
+    refusal: str | None = None
+    """What it says if it is started again although it was done."""
 
 
 def run_command(job: Job, arguments: list[str], note: Path) -> None:
@@ -91,14 +94,15 @@ def kill_until(job: Job, count: int, folder: Path, seed: int, findings: Findings
 
 def killed_run(job: Job, folder: Path, most: int, life: float, last: int, rng: np.random.Generator, log: Path) -> dict[str, Any]:
     """One run, killed at most so many times; gives its row."""
-    row = {"command": job.name, "run": folder.name, "kills": 0, "before a save": 0, "between": 0, "after the last": 0, "read whole": 0}
+    row = {"command": job.name, "run": folder.name, "kills": 0, "at the start": 0, "between": 0, "after the last": 0, "read whole": 0}
     acknowledged = stuck = 0
     arguments, note = job.first(folder), folder.with_suffix(".note")
     while True:
         note.unlink(missing_ok=True)
         work = partial(run_command, job, arguments, note)
         end = killed_after(rng.uniform(0, life), work, log, job.whole_group) if row["kills"] < most else run_forked(work, log)
-        assert end.killed or end.code == 0, f"exit code {end.code} after {row['kills']} kills: {end.said[-2000:]}"
+        refused = job.refusal is not None and end.code == 2 and job.refusal in end.said
+        assert end.killed or end.code == 0 or refused, f"exit code {end.code} after {row['kills']} kills: {end.said[-2000:]}"
         started_at = int(note.read_text() or acknowledged) if note.exists() else acknowledged
         now, whole = job.look(folder)
         assert min(started_at, now) >= acknowledged, f"{acknowledged} was acknowledged, but it went on from {started_at} to {now}"
@@ -106,26 +110,14 @@ def killed_run(job: Job, folder: Path, most: int, life: float, last: int, rng: n
         if not end.killed:
             return row
         row["kills"] += 1
-        row["before a save" if now == 0 else "after the last" if now == last else "between"] += 1
+        row["at the start" if now == 0 else "after the last" if now == last else "between"] += 1
         life, stuck = (life, 0) if now > acknowledged else (life * LONGER, stuck + 1)
         assert stuck < STUCK, f"it does not get on from {now}"
         acknowledged, arguments = now, job.again(folder)
 
 
-def write_slice(path: Path, aircraft: int) -> Path:
-    """The flights of the first few aircraft."""
-    import gzip
-
-    with gzip.open(flights_path(), "rt") as lines:
-        heading, *events = lines
-    names = list(dict.fromkeys(line.split(",")[0] for line in events))[:aircraft]
-    path.write_text(heading + "".join(line for line in events if line.split(",")[0] in names))
-    return path
-
-
 TINY = ["--model.layers", "1", "--model.embed-dim", "8", "--model.hidden-dim", "8", "--model.heads", "2", "--model.window", "8",
         "--model.components", "2", "--train.rows", "1", "--train.length", "16", "--train.warmup", "3"]  # fmt: skip
-COLUMNS = ["--columns.entity", "tail", "--columns.token", "destination"]
 
 
 def training(data: Path, steps: int) -> Job:
@@ -185,13 +177,53 @@ def look_at_run(folder: Path) -> Seen:
     return Seen(newest, len(steps))
 
 
-def report(count: int, seed: int, steps: int, aircraft: int, folder: Path, json_path: Path | None) -> int:
+def preprocessing(files: list[Path], workers: int, whole_group: bool) -> Job:
+    """`ttr preprocess` of several files."""
+
+    def arguments(folder: Path) -> list[str]:
+        out = folder / "corpus"
+        return ["preprocess", *map(str, files), *COLUMNS, "--shard-tokens", "2000", "--workers", str(workers), "--out", str(out)]
+
+    name = f"preprocess, {workers} worker" + ("" if workers == 1 else "s") + ("" if whole_group else ", the first process alone")
+    return Job(name, arguments, arguments, look_at_corpus, corpus_outcome, whole_group=whole_group, refusal="there is something already")
+
+
+PREPROCESSED = 120
+"""Aircraft whose flights are preprocessed: so many that reading takes longer than starting."""
+DONE = 1_000_000
+"""As far as a corpus can come."""
+
+
+def look_at_corpus(folder: Path) -> Seen:
+    """It is whole or not there; what was read or written for it stays."""
+    if not (folder / "corpus").exists():
+        return Seen(len([path for path in folder.glob(".tmp-corpus/*") if path.name.startswith(("part-", "shards-"))]), 0)
+    try:
+        whole = len(list(verify_corpus(folder / "corpus")))
+    except UserError as error:
+        raise AssertionError(f"after a kill: {error}") from error
+    return Seen(DONE, whole)
+
+
+def corpus_outcome(folder: Path) -> dict[str, str]:
+    """Every file."""
+    return {path.name: digest(path.read_bytes()) for path in sorted((folder / "corpus").iterdir())}
+
+
+def report(count: int, seed: int, steps: int, aircraft: int, workers_count: int, folder: Path, json_path: Path | None) -> int:
     """The command."""
     start, findings = time.perf_counter(), Findings()
     warm()
-    data = write_slice(folder / "flights.csv", aircraft)
-    for job in (training(data, steps),):
-        (folder / job.name).mkdir()
-        kill_until(job, count, folder / job.name, seed, findings)
-    kills = sum(row["kills"] for row in findings.rows)
-    return findings.finish(f"{kills} kills of {len(findings.rows)} runs in {time.perf_counter() - start:.0f} s", json_path)
+    files = write_parts(folder, PREPROCESSED, parts=24)
+    jobs = [
+        (training(write_slice(folder / "flights.csv", aircraft), steps), count),
+        (preprocessing(files, 1, whole_group=True), count),
+        (preprocessing(files, 2, whole_group=True), workers_count),
+        (preprocessing(files, 2, whole_group=False), workers_count),
+    ]
+    for number, (job, kills) in enumerate(jobs):
+        here = folder / f"job-{number}"
+        here.mkdir()
+        kill_until(job, kills, here, seed, findings)
+    total = sum(row["kills"] for row in findings.rows)
+    return findings.finish(f"{total} kills of {len(findings.rows)} runs in {time.perf_counter() - start:.0f} s", json_path)
