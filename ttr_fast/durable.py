@@ -32,12 +32,29 @@ def write_durably(path: Path, *contents: bytes | memoryview) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
         for content in contents:
-            rest = memoryview(content)
-            while rest:  # a disk may take a part and say so
-                rest = rest[os.write(descriptor, rest) :]
+            write_all(descriptor, content)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def append(path: Path, content: bytes) -> None:
+    """At the end of the file, which is made if it is not there; on the disk when it is flushed. A part may be there if the disk refuses.
+
+    Raises OSError.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        write_all(descriptor, content)
+    finally:
+        os.close(descriptor)
+
+
+def write_all(descriptor: int, content: bytes | memoryview) -> None:
+    """All of it, though a disk may take a part and say so."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def flush(path: Path) -> None:

@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     """One command, in a temporary folder."""
     # before NumPy comes: a process that has threads cannot be forked, and what is small gains nothing from them
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    os.environ |= {"OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
     options = vars(parser().parse_args())
     module = importlib.import_module(f"{__package__}.{options.pop('command')}")
     with tempfile.TemporaryDirectory(prefix="temporal-transformer-faults-", dir=options.pop("on")) as folder:

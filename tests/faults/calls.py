@@ -8,6 +8,7 @@ import contextlib
 import io
 import shutil
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -23,10 +24,11 @@ FAULTS: tuple[Fault, ...] = ("ENOSPC", "EIO", "EROFS", "dies before", "dies afte
 MEANING = {"ENOSPC": "No space left on device", "EIO": "Input/output error", "EROFS": "Read-only file system"}
 
 
-def recorded(work: Work, folder: Path) -> list[Call]:
-    """The calls of the work, which succeeds."""
+def recorded(work: Work, folder: Path, begin: Callable[[], object] = lambda: None) -> list[Call]:
+    """The calls of the work, which succeeds; `begin` is called when all is prepared."""
     folder.mkdir()
     work.prepare(folder)
+    begin()
     recorder = Recorder(folder)
     acknowledged, told = quietly(work, folder, recorder)
     assert acknowledged, f"{work.name} fails without a fault: {told}"

@@ -6,7 +6,8 @@ A step is acknowledged once its save is visible under its name. The command is s
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,9 @@ import numpy as np
 from ttr_fast import cli
 from ttr_fast.data.corpus import verify_corpus
 from ttr_fast.errors import UserError
-from ttr_fast.training.checkpoint import load_checkpoint, load_state
+from ttr_fast.training.checkpoint import CheckpointConfig, load_checkpoint, load_state
 from ttr_fast.training.saves import DAMAGED, Saves
+from ttr_fast.training.step import TrainState
 
 from .forks import killed_after, run_forked, warm
 from .states import digest, leftovers, outcome
@@ -54,8 +56,8 @@ class Job:
     """Asserts that all is whole after a kill."""
     outcome: Callable[[Path], dict[str, str]]
     """What must be equal at the end, as hashes."""
-    watch: Callable[[Path], None] = lambda note: None
-    """Called in the command's process: lets it write into the file from where it starts."""
+    telling: Callable[[Path], AbstractContextManager[object]] = nullcontext
+    """Around the command: lets it write into the file from where it goes on."""
     whole_group: bool = True
     """Whether its helpers are killed too."""
     refusal: str | None = None
@@ -64,8 +66,8 @@ class Job:
 
 def run_command(job: Job, arguments: list[str], note: Path) -> None:
     """In a process of its own."""
-    job.watch(note)
-    cli.run(arguments)
+    with job.telling(note):
+        cli.run(arguments)
 
 
 def kill_until(job: Job, count: int, folder: Path, seed: int, findings: Findings) -> None:
@@ -130,19 +132,24 @@ def training(data: Path, steps: int) -> Job:
     def again(folder: Path) -> list[str]:
         return ["train", "--resume", str(folder)] if (folder / "run.json").exists() else first(folder)
 
-    return Job("train", first, again, look_at_run, outcome, tell_start)
+    return Job("train", first, again, look_at_run, outcome, telling_start)
 
 
-def tell_start(note: Path) -> None:
-    """The step that a run goes on from is written into the file."""
+@contextmanager
+def telling_start(note: Path) -> Iterator[None]:
+    """Within `with`, the step that a run goes on from is written into the file."""
     real = Saves.newest
 
-    def newest(saves: Saves):  # type: ignore[no-untyped-def]
+    def newest(saves: Saves) -> tuple[TrainState, CheckpointConfig]:
         state, config = real(saves)
         note.write_text(str(state.step))
         return state, config
 
     Saves.newest = newest  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Saves.newest = real  # type: ignore[method-assign]
 
 
 def look_at_run(folder: Path) -> Seen:

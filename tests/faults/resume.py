@@ -5,10 +5,12 @@ step 37, after which it saves and ends by itself.
 """
 
 import os
-import re
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,23 +18,24 @@ from typing import Any
 from ttr_fast import cli
 from ttr_fast.training.loop import MetricsFile
 
-from .forks import End, run_forked, warm
+from .forks import ended, forked, run_forked, warm
+from .kills import telling_start
 from .states import leftovers, outcome
 from .tables import Findings
 from .writing import COLUMNS, write_slice
 
 DROPOUT = ["--model.dropout.attn", "0.1", "--model.dropout.head", "0.1", "--model.dropout.ff", "0.2", "--model.dropout.block", "0.1"]
-SMALL = ["--model.layers", "2", "--model.embed-dim", "16", "--model.hidden-dim", "16", "--model.heads", "2", "--model.window", "8",
-         "--model.components", "3", "--train.rows", "4", "--train.length", "32", "--train.warmup", "5"]  # fmt: skip
+SMALL = ["--model.layers", "1", "--model.embed-dim", "16", "--model.hidden-dim", "16", "--model.heads", "2", "--model.window", "8",
+         "--model.components", "3", "--train.rows", "2", "--train.length", "32", "--train.warmup", "5"]  # fmt: skip
 STOPS = {"SIGKILL": 3, "SIGTERM": 0, "SIGUSR1": 0, "SIGINT": 0}
 """How many steps after the one to go on from each signal comes."""
-SHARES = 0.37
+SHARE = 0.37
 """Of the steps, when it is stopped."""
-DTYPES = ("f32", "bf16", "f16")
 
 
-def run_stopped(arguments: list[str], number: signal.Signals, step: int) -> None:
-    """The command, in a process of its own, which sends itself the signal when it has told of the step."""
+@contextmanager
+def stopped_by(number: signal.Signals, step: int) -> Iterator[None]:
+    """Within `with`, this process sends itself the signal when it has told of the step."""
     real = MetricsFile.write
 
     def write(metrics: MetricsFile, **record: Any) -> None:
@@ -41,52 +44,84 @@ def run_stopped(arguments: list[str], number: signal.Signals, step: int) -> None
             os.kill(os.getpid(), number)
 
     MetricsFile.write = write  # type: ignore[method-assign]
-    cli.run(arguments)
+    try:
+        yield
+    finally:
+        MetricsFile.write = real  # type: ignore[method-assign]
 
 
-def started(data: Path, folder: Path, steps: int, dtype: str, backend: str) -> list[str]:
-    """The arguments of a run that saves at the step to go on from."""
-    return ["train", "--data", str(data), "--out", str(folder), *COLUMNS, *SMALL, *DROPOUT, "--backend", backend, "--model.dtype", dtype,
-            "--save-every", str(round(steps * SHARES)), "--train.steps", str(steps)]  # fmt: skip
+@dataclass(frozen=True)
+class Runs:
+    """The runs of one storage dtype, each in a folder of its own."""
+
+    data: Path
+    folder: Path
+    steps: int
+    dtype: str
+    backend: str
+    seed: int
+
+    @property
+    def half_way(self) -> int:
+        """The step that each goes on from."""
+        return round(self.steps * SHARE)
+
+    def start(self, name: str) -> None:
+        """`ttr train`; it saves at the step to go on from, whatever happens."""
+        cli.run(["train", "--data", str(self.data), "--out", str(self.folder / name), *COLUMNS, *SMALL, *DROPOUT, "--backend", self.backend,
+                 "--model.dtype", self.dtype, "--save-every", str(self.half_way), "--train.steps", str(self.steps),
+                 "--train.seed", str(self.seed)])  # fmt: skip
+
+    def stop(self, name: str) -> None:
+        """Until the signal."""
+        with stopped_by(signal.Signals[name], self.half_way + STOPS[name]):
+            self.start(name)
+
+    def all(self, stops: list[str]) -> None:
+        """In one process, but for the one that is killed: kernels are loaded once."""
+        self.folder.mkdir()
+        if "SIGKILL" in stops:
+            end = run_forked(partial(self.stop, "SIGKILL"), self.folder / "log.txt")
+            if not end.killed:
+                raise RuntimeError(f"it was to be killed, but ended with {end.code}: {end.said}")
+        self.start("straight")
+        for name in stops:
+            if name != "SIGKILL":
+                self.stop(name)
+            with telling_start(self.note(name)):
+                cli.run(["train", "--resume", str(self.folder / name)])
+
+    def note(self, name: str) -> Path:
+        """Where the step is written that a run goes on from."""
+        return self.folder / f"{name}.note"
 
 
-def went_on_from(end: End) -> int:
-    """The step, as the progress bar tells it first."""
-    found = re.search(r"\| (\d+)/\d+ \[", end.said)
-    assert found, f"it does not tell where it goes on: {end.said[:500]}"
-    return int(found[1])
-
-
-def check_stop(data: Path, folder: Path, steps: int, dtype: str, backend: str, name: str) -> tuple[int, dict[str, str]]:
-    """(step that it went on from, hashes of all there is at the end)."""
-    number, step, log = signal.Signals[name], round(steps * SHARES), folder.with_suffix(".log")
-    end = run_forked(partial(run_stopped, started(data, folder, steps, dtype, backend), number, step + STOPS[name]), log)
-    assert end.killed if number == signal.SIGKILL else end.code == 0, f"it ended with {end.code}: {end.said[-1000:]}"
-    end = run_forked(partial(cli.run, ["train", "--resume", str(folder)]), log)
-    assert end.code == 0, f"going on ended with {end.code}: {end.said[-1000:]}"
-    assert went_on_from(end) == step, f"it went on from {went_on_from(end)}, expected {step}"
-    assert not leftovers(folder), f"left: {leftovers(folder)}"
-    return step, outcome(folder)
+def check(runs: Runs, stops: list[str], findings: Findings) -> None:
+    """Compare what lies there with the run in one go."""
+    expected = outcome(runs.folder / "straight")
+    findings.rows.append({"dtype": runs.dtype, "stopped by": "", "steps": str(runs.steps), **expected, "end": ""})
+    for name in stops:
+        with findings.expecting(f"{runs.dtype}, {name}"):
+            found, step = outcome(runs.folder / name), int(runs.note(name).read_text())
+            different = [what for what in expected if found[what] != expected[what]]
+            end = "DIFFERENT" if different else "equal"
+            findings.rows.append({"dtype": runs.dtype, "stopped by": name, "steps": f"{step} + {runs.steps - step}", **found, "end": end})
+            assert not different, f"{', '.join(different)} differ"
+            assert step == runs.half_way, f"it went on from step {step}, expected {runs.half_way}"
+            assert not leftovers(runs.folder / name), f"left: {leftovers(runs.folder / name)}"
 
 
 def report(seed: int, steps: int, dtypes: list[str], stops: list[str], backend: str, folder: Path, json_path: Path | None) -> int:
     """The command; the seed is that of the training."""
     start, findings = time.perf_counter(), Findings()
     warm()
-    data = write_slice(folder / "flights.csv", 30)
-    for dtype in dtypes:
-        straight = folder / f"{dtype}-straight"
-        end = run_forked(partial(cli.run, started(data, straight, steps, dtype, backend)), folder / "log.txt")
+    data = write_slice(folder / "flights.csv", 12)
+    each = [Runs(data, folder / dtype, steps, dtype, backend, seed) for dtype in dtypes]
+    processes = [(runs, forked(partial(runs.all, stops), folder / f"{runs.dtype}.log")) for runs in each]
+    for runs, pid in processes:
+        end = ended(pid, folder / f"{runs.dtype}.log")
         if end.code:
-            raise RuntimeError(f"training in {dtype} fails: {end.said}")
-        expected = outcome(straight)
-        findings.rows.append({"dtype": dtype, "stopped by": "", "steps": str(steps), **expected, "end": ""})
-        for name in stops:
-            with findings.expecting(f"{dtype}, {name}"):
-                step, found = check_stop(data, folder / f"{dtype}-{name}", steps, dtype, backend, name)
-                different = [what for what in expected if found[what] != expected[what]]
-                row = {"dtype": dtype, "stopped by": name, "steps": f"{step} + {steps - step}", **found, "end": "DIFFERENT" if different else "equal"}
-                findings.rows.append(row)
-                print(f"{dtype}, {name}: {row['end']}", file=sys.stderr)
-                assert not different, f"{', '.join(different)} differ"
+            raise RuntimeError(f"training in {runs.dtype} ended with {end.code}: {end.said}")
+        print(f"{runs.dtype}: done", file=sys.stderr)
+        check(runs, stops, findings)
     return findings.finish(f"{len(dtypes) * len(stops)} stopped runs in {time.perf_counter() - start:.0f} s", json_path)

@@ -13,7 +13,7 @@ import numpy as np
 
 from ttr_fast.data.batches import training_batch
 from ttr_fast.data.sequences import Sequences
-from ttr_fast.durable import flush, replace_file, told
+from ttr_fast.durable import append, flush, replace_file, told
 from ttr_fast.errors import UserError
 from ttr_fast.model import Backend
 from ttr_fast.training.evaluation import evaluate
@@ -39,8 +39,8 @@ class MetricsFile:
 
     def write(self, **record: Any) -> None:
         """Append one line. Raises UserError if the disk refuses."""
-        with told(self.path), self.path.open("ab") as file:
-            file.write(msgspec.json.encode(record) + b"\n")
+        with told(self.path):
+            append(self.path, msgspec.json.encode(record) + b"\n")
 
     def flush(self) -> None:
         """All lines so far are on the disk when this returns, as they must be before the save that they lead to.
