@@ -1,4 +1,4 @@
-"""Faults on purpose: python -m tests.faults kills|calls|bits|resume [options]. Exit code 1 if anything was damaged, lost, untold or different."""
+"""Faults on purpose: python -m tests.faults kills|calls|disks|bits|resume [options]. Exit code 1 if anything was lost, damaged or not told."""
 
 import argparse
 import importlib
@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     calls = command("calls", "a fault at every system call of whatever is written")
     calls.add_argument("--every", type=int, default=1, help="try every n-th call only")
     calls.add_argument("--strace", action="store_true", help="compare the calls with those that the kernel saw")
+    command("disks", "disks that are really full, or read-only, or refuse long files, under `ttr train`")
     bits = command("bits", "one flipped bit anywhere in a save and in a corpus")
     bits.add_argument("--payload", type=int, default=1000, help="flips among the numbers of each file; headers are flipped byte by byte")
     resume = command("resume", "a run that is stopped and goes on against one in one go")

@@ -100,7 +100,7 @@ def check_save(step: int, before: set[int]) -> Callable[[Path, bool], bool]:
 
 def ordered_save(folder: Path, calls: list[Call]) -> None:
     """The manifest is written last, and what the metrics say of a step is on the disk before its save has its name."""
-    opened = [os.path.basename(call.path) for call in calls if call.name == "open" and call.writes]
+    opened = [os.path.basename(call.path) for call in calls if call.writes and call.path.startswith(str(folder / "saves"))]
     assert opened.index("manifest.json") == 3, f"the manifest is not the last of {opened[:4]}"
     named = next(i for i, call in enumerate(calls) if call.to.startswith(str(folder / "saves" / "step-")))
     about_metrics = [call for call in calls[:named] if call.path == str(folder / "metrics.jsonl")]
