@@ -14,7 +14,7 @@ from ttr_fast.errors import UserError
 
 COMMANDS = {
     "demo": "train on 55,521 real flights with and without time, show what time buys, decode the future",
-    "train": "train a temporal transformer on a CSV of timed events",
+    "train": "train a temporal transformer on timed events or texts",
     "generate": "continue an entity's events with a trained model",
     "preprocess": "make a corpus of CSV, JSON or JSONL files: events or texts, segmented, tokenized, split, in shards",
     "shards": "look into a corpus, check that it is whole, write it as Bincode for Rust and read it back",
@@ -75,7 +75,10 @@ def read_options(command: Any, name: str, options: list[str]) -> Any:
     import tyro
 
     try:
-        return tyro.cli(command, prog=f"ttr {name}", args=options, description=inspect.cleandoc(command.__doc__))
+        start = {}
+        if hasattr(command, "starting_point"):  # options may come from a file that the first of them names
+            start["default"], options = command.starting_point(options)
+        return tyro.cli(command, prog=f"ttr {name}", args=options, description=inspect.cleandoc(command.__doc__), **start)
     except ValueError as error:  # a configuration refused a value
         raise UserError(str(error)) from error
 

@@ -14,6 +14,7 @@ from numpy import ndarray
 from .config import BlockConfig
 from .float_dtype import round_to_storage
 from .linear import linear_backward
+from .parameters import matrix_init
 
 SLOPE, CUBIC = (2 / np.pi) ** 0.5, 0.044715
 
@@ -35,6 +36,12 @@ class FeedForwardGegluCache(NamedTuple):
     hidden: Inexact[ndarray, "B T F"]
     params: FeedForwardGegluParams
     config: BlockConfig
+
+
+def feed_forward_geglu_init(config: BlockConfig, rng: np.random.Generator, layers: int) -> FeedForwardGegluParams:
+    """As the matrices of transformer_block_init, float64."""
+    e, f = config.embed_dim, config.hidden_dim
+    return FeedForwardGegluParams(matrix_init(rng, e, 2 * f), matrix_init(rng, f, e, 1 / np.sqrt(2 * layers)))
 
 
 def gelu_forward(g: Inexact[ndarray, "*shape"]) -> Inexact[ndarray, "*shape"]:

@@ -16,22 +16,24 @@ from numpy import ndarray
 from .config import BlockConfig, ModelConfig
 from .dropout import DropoutKey
 from .embedding import embedding_backward, embedding_forward
-from .feed_forward_geglu import FeedForwardGegluParams
+from .feed_forward_geglu import feed_forward_geglu_init
 from .float_dtype import round_to_storage
 from .gradient_checkpointing import ChainCache, chain_backward, chain_forward
 from .kv_ring import KVRing, kv_ring_empty, kv_ring_next
-from .multi_head_attention import MultiHeadAttentionParams
 from .next_event import Batch, EventNats, NextEventCache, NextTimeParams, TimeHeadParams, next_event_backward, next_event_forward
+from .parameters import as_masters, is_frequency, is_matrix, matrix_init
 from .rms_norm import RMSNormCache, rms_norm_backward, rms_norm_forward
-from .rope import rope_init
 from .time2vec import time2vec_init
-from .time_bias import time_bias_init
 from .time_head import mixture_init
 from .timeline import Timeline
-from .transformer_block import TransformerBlockParams, transformer_block_backward, transformer_block_decode, transformer_block_forward
+from .transformer_block import (
+    TransformerBlockParams,
+    transformer_block_backward,
+    transformer_block_decode,
+    transformer_block_forward,
+    transformer_block_init,
+)
 from .tree import named_tree_map
-
-FREQUENCIES = ("omega", "rope_omega")
 
 
 class ModelParams(NamedTuple):
@@ -68,54 +70,20 @@ class LossCache(NamedTuple):
 
 
 def model_init(config: ModelConfig, seed: int) -> ModelParams:
-    """Master weights: projections N(0, 1/fan-in), those that write into the residual smaller by √(2L) (Radford et al. 2019, §2.3), norms 1.
-
-    float64 for f64, else float32; frequencies are float64 always.
-    """
+    """Master weights; those of each block as transformer_block_init draws them. float64 for f64, else float32; frequencies are float64 always."""
     rng, block = np.random.default_rng(seed), config.block
-    e, f, d = block.embed_dim, block.hidden_dim, block.head_dim
-
-    def matrix(fan_in: int, fan_out: int, gain: float = 1.0) -> ndarray:
-        return gain / np.sqrt(fan_in) * rng.standard_normal((fan_in, fan_out))
-
-    into_residual = 1 / np.sqrt(2 * config.layers)
-
-    def feed_forward() -> FeedForwardGegluParams:
-        return FeedForwardGegluParams(matrix(e, 2 * f), matrix(f, e, into_residual))
-
+    e = block.embed_dim
     embedding = rng.standard_normal((config.vocab_size, e)) / np.sqrt(e)
-    blocks = tuple(
-        TransformerBlockParams(
-            time2vec_init(e, block.time) if block.time2vec else None,
-            np.ones(e),
-            MultiHeadAttentionParams(
-                matrix(e, e + 2 * block.groups * d), matrix(e, e, into_residual), time_bias_init(block), rope_init(block)
-            ),
-            np.ones(e),
-            feed_forward(),
-        )
-        for _ in range(config.layers)
-    )
+    blocks = tuple(transformer_block_init(block, rng, config.layers) for _ in range(config.layers))
     head = None
     if config.time_head is not None:
         sees_time = "time_then_token" in config.time_head.orders
         head = TimeHeadParams(
             mixture_init(e, config.time_head.components, block.time, rng),
-            NextTimeParams(time2vec_init(e, block.time), np.ones(e), feed_forward()) if sees_time else None,
+            NextTimeParams(time2vec_init(e, block.time), np.ones(e), feed_forward_geglu_init(block, rng, config.layers)) if sees_time else None,
         )
-    params = ModelParams(embedding, blocks, np.ones(e), None if config.tied else matrix(e, config.vocab_size), head)
-    return named_tree_map(lambda name, a: a if is_frequency(name) else a.astype(block.float_dtype.compute), params)
-
-
-def is_frequency(name: str) -> bool:
-    """Whether the leaf of this name holds angular frequencies, which stay float64."""
-    return name.rpartition(".")[2] in FREQUENCIES
-
-
-def is_matrix(name: str) -> bool:
-    """Whether the leaf of this name is a matrix: these decay, and are computed with in storage type."""
-    leaf = name.rpartition(".")[2]
-    return leaf == "embedding" or leaf.startswith("w_")
+    params = ModelParams(embedding, blocks, np.ones(e), None if config.tied else matrix_init(rng, e, config.vocab_size), head)
+    return as_masters(params, block.float_dtype)
 
 
 def decays(params: ModelParams) -> Any:

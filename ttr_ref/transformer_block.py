@@ -8,12 +8,19 @@
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 from jaxtyping import Inexact
 from numpy import ndarray
 
 from .config import BlockConfig
 from .dropout import AFTER_ATTENTION, AFTER_FEED_FORWARD, FEED_FORWARD, Dropout, DropoutKey, dropout_at, dropout_backward, dropout_forward
-from .feed_forward_geglu import FeedForwardGegluCache, FeedForwardGegluParams, feed_forward_geglu_backward, feed_forward_geglu_forward
+from .feed_forward_geglu import (
+    FeedForwardGegluCache,
+    FeedForwardGegluParams,
+    feed_forward_geglu_backward,
+    feed_forward_geglu_forward,
+    feed_forward_geglu_init,
+)
 from .float_dtype import at_precision_of, round_to_storage
 from .kv_ring import KVRing
 from .multi_head_attention import (
@@ -23,8 +30,11 @@ from .multi_head_attention import (
     multi_head_attention_decode,
     multi_head_attention_forward,
 )
+from .parameters import as_masters, matrix_init
 from .rms_norm import RMSNormCache, rms_norm_backward, rms_norm_forward
-from .time2vec import Time2VecCache, Time2VecParams, time2vec_backward, time2vec_forward
+from .rope import rope_init
+from .time2vec import Time2VecCache, Time2VecParams, time2vec_backward, time2vec_forward, time2vec_init
+from .time_bias import time_bias_init
 from .timeline import Timeline
 
 
@@ -57,6 +67,26 @@ class TransformerBlockCache(NamedTuple):
     at: Timeline
     drops: Dropouts
     config: BlockConfig
+
+
+def transformer_block_init(config: BlockConfig, rng: np.random.Generator, layers: int = 1) -> TransformerBlockParams:
+    """Master weights of one of `layers` blocks: projections N(0, 1/fan-in), those that write into the residual smaller by √(2·layers) (Radford et
+    al. 2019, §2.3), norms 1. float64 for f64, else float32; frequencies are float64 always.
+    """
+    e, d = config.embed_dim, config.head_dim
+    params = TransformerBlockParams(
+        time2vec_init(e, config.time) if config.time2vec else None,
+        np.ones(e),
+        MultiHeadAttentionParams(
+            matrix_init(rng, e, e + 2 * config.groups * d),
+            matrix_init(rng, e, e, 1 / np.sqrt(2 * layers)),
+            time_bias_init(config),
+            rope_init(config),
+        ),
+        np.ones(e),
+        feed_forward_geglu_init(config, rng, layers),
+    )
+    return as_masters(params, config.float_dtype)
 
 
 def attention_input(

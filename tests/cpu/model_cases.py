@@ -12,8 +12,9 @@ from ttr_fast.cpu.model import CpuModel, storage_copies
 from ttr_ref.config import BiasKind, BlockConfig, ModelConfig, RopeKind, TimeConfig, TimeHeadConfig, TimeHeadOrder
 from ttr_ref.dropout import DropoutKey
 from ttr_ref.float_dtype import FloatDType
-from ttr_ref.model import ModelParams, compute_copy, is_frequency, loss_backward, loss_forward
+from ttr_ref.model import ModelParams, compute_copy, loss_backward, loss_forward
 from ttr_ref.next_event import Batch
+from ttr_ref.parameters import is_frequency
 from ttr_ref.tree import named_tree_map, tree_map
 
 Z_LOSS, TIME_WEIGHT = 1e-3, 0.7

@@ -28,8 +28,9 @@ from ttr_fast.cpu.model import CpuModel, storage_copies
 from ttr_ref.config import BiasKind, ModelConfig, RopeKind, TimeHeadOrder
 from ttr_ref.dropout import DropoutKey
 from ttr_ref.float_dtype import FloatDType
-from ttr_ref.model import ModelParams, is_frequency, loss_forward
+from ttr_ref.model import ModelParams, loss_forward
 from ttr_ref.next_event import Batch, EventNats
+from ttr_ref.parameters import is_frequency
 from ttr_ref.timeline import Timeline, elapsed, timeline_from_lengths
 from ttr_ref.tree import leaves_of, named_leaves, named_tree_map, tree_map
 

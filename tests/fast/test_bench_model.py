@@ -15,7 +15,8 @@ from ttr_fast.bench.memory import MemoryOptions
 from ttr_fast.bench.report import memory_table
 from ttr_fast.bench.targets import FASTER, SLOWER, TableOptions, Target
 from ttr_fast.errors import UserError
-from ttr_ref.model import is_matrix, model_init
+from ttr_ref.model import model_init
+from ttr_ref.parameters import is_matrix
 from ttr_ref.tree import named_leaves
 
 QUICK = ["--samples", "2", "--least-ms", "1", "--threads", "1"]

@@ -24,7 +24,8 @@ def called(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str
 
 def test_a_run_leaves_checkpoint_metrics_results_and_plots(run_folder: Path) -> None:
     assert {p.name for p in run_folder.iterdir()} == {
-        "checkpoint", "saves", "run.json", "metrics.jsonl", "results.json", "held_out.png", "training_loss.png", "time_bias.png", "time2vec.png",
+        "checkpoint", "saves", "run.json", "config.toml", "metrics.jsonl", "results.json",
+        "held_out.png", "training_loss.png", "time_bias.png", "time2vec.png",
     }  # fmt: skip
     assert {p.name for p in (run_folder / "checkpoint").iterdir()} == {"config.json", "params.safetensors", "manifest.json"}
     for plot in run_folder.glob("*.png"):
@@ -78,8 +79,9 @@ def test_generated_events_go_on_from_the_last(run_folder: Path, corpus: Path, ca
 
 HEADER = "entity,time,token\n"
 GOOD = HEADER + "".join(f"{e},{START + 100 * n},x\n" for e in "abcdefgh" for n in range(3))
+SECONDS = ["--columns.time-unit", "s"]
 BAD_TRAINING = {
-    "missing file": (None, [], "d.csv: there is no such file, expected a .csv or .csv.gz file"),
+    "missing file": (None, [], "d.csv: there is no such file, expected a .csv, .json, .jsonl (each also .gz) or .parquet file"),
     "empty file": ("", [], "d.csv: the file is empty, expected a header and rows"),
     "header only": (HEADER, [], "d.csv: the file has a header only, expected rows"),
     "wrong column": (
@@ -87,14 +89,14 @@ BAD_TRAINING = {
         "d.csv:1: there is no column 'tokn' (did you mean 'token'?), expected one of 'entity', 'time', 'token'",
     ),
     "unparsable time": (
-        HEADER + "a,yesterday,x\n", [],
+        HEADER + "a,yesterday,x\n", SECONDS,
         "d.csv:2:2: time 'yesterday' is not a number, expected UNIX seconds such as 1700000000 or 1700000000.5",
     ),
-    "no number": (HEADER + "a,nan,x\n", [], "d.csv:2:2: time 'nan' is not finite, expected UNIX seconds such as 1700000000 or 1700000000.5"),
-    "infinite": (HEADER + "a,1e999,x\n", [], "d.csv:2:2: time '1e999' is not finite, expected UNIX seconds such as 1700000000 or 1700000000.5"),
+    "no number": (HEADER + "a,nan,x\n", SECONDS, "d.csv:2:2: time 'nan' is not finite, expected UNIX seconds such as 1700000000 or 1700000000.5"),
+    "infinite": (HEADER + "a,1e999,x\n", SECONDS, "d.csv:2:2: time '1e999' is not finite, expected UNIX seconds such as 1700000000 or 1700000000.5"),
     "backwards": (
         HEADER + f"a,{START},x\na,{START - 5},x\n", [],
-        f"d.csv:3:2: time '{START - 5}' of entity 'a' comes after '{START}', expected rows in order of time or --sort",
+        f"d.csv:3:2: time '{START - 5}' of entity 'a' comes after {START}, expected records in order of time or --sort",
     ),
     "other unit": (
         HEADER + f"a,{START},x\n", ["--columns.time-unit", "iso8601"],

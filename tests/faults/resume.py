@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ttr_fast import cli
-from ttr_fast.training.loop import MetricsFile
+from ttr_fast.training.metrics import MetricsFile
 
 from .forks import ended, forked, run_forked, warm
 from .kills import telling_start

@@ -17,7 +17,7 @@ from ttr_ref.tree import named_leaves, tree_map
 
 MODEL = ModelConfig(5, 1, BlockConfig(8, 4, 2, window=4, float_dtype=FloatDType.F16, dropout=DropoutConfig(block=0.1)))
 CONFIG = CheckpointConfig(MODEL, TrainConfig(), EventSource("who", "when", ("what",), "s"), ("a", "b", "c", "d", "e"), 0)
-CLOCKED = ("tokens_per_second",)
+CLOCKED = ("tokens_per_second", "model_gflops")
 """What a clock says in a line of metrics."""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ttr_fast.durable import replace_file, sweep
 from ttr_fast.errors import UserError
 from ttr_fast.training.checkpoint import load_checkpoint, load_state, save_checkpoint
-from ttr_fast.training.loop import MetricsFile
+from ttr_fast.training.metrics import MetricsFile
 from ttr_fast.training.saves import DAMAGED, Best, Saves
 from ttr_fast.training.step import TrainState
 

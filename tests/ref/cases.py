@@ -11,8 +11,9 @@ from numpy import ndarray
 
 from ttr_ref.config import BlockConfig, DropoutConfig, ModelConfig, TimeConfig, TimeHeadConfig
 from ttr_ref.dropout import ATTENTION, Dropout, DropoutKey
-from ttr_ref.model import ModelParams, is_frequency, is_matrix, model_init
+from ttr_ref.model import ModelParams, model_init
 from ttr_ref.next_event import Batch
+from ttr_ref.parameters import is_frequency, is_matrix
 from ttr_ref.time_bias import ExpBias, LinearBias, LogBias, NoBias, TableBias, TimeBias
 from ttr_ref.timeline import Timeline, timeline_from_cu_seqlens, timeline_from_lengths
 from ttr_ref.tree import named_tree_map

@@ -14,8 +14,9 @@ from ttr_ref.dropout import DropoutKey
 from ttr_ref.embedding import embedding_backward, embedding_forward
 from ttr_ref.float_dtype import FloatDType
 from ttr_ref.loss_scaling import LossScale, loss_scale_init, loss_scale_update, unscale
-from ttr_ref.model import compute_copy, decays, is_frequency, is_matrix, learning_rate_shares, loss_backward, loss_forward, model_init
+from ttr_ref.model import compute_copy, decays, learning_rate_shares, loss_backward, loss_forward, model_init
 from ttr_ref.next_event import Batch
+from ttr_ref.parameters import is_frequency, is_matrix
 from ttr_ref.rms_norm import rms_norm_forward
 from ttr_ref.schedule import learning_rate
 from ttr_ref.timeline import timeline_from_lengths

@@ -11,8 +11,9 @@ from ttr_fast.bench.step import TRAIN, Case, inputs
 from ttr_fast.bench.torch_attention import bias_mask
 from ttr_ref.config import ModelConfig
 from ttr_ref.gradient_checkpointing import blocks_per_checkpoint
-from ttr_ref.model import is_frequency, is_matrix, learning_rate_shares, model_init
+from ttr_ref.model import learning_rate_shares, model_init
 from ttr_ref.next_event import Batch
+from ttr_ref.parameters import is_frequency, is_matrix
 from ttr_ref.tree import leaves_of, named_tree_map
 
 

@@ -23,7 +23,8 @@ from ttr_fast.model import Backend, BackendName
 from ttr_fast.training.baselines import count_baselines, log_normal_baseline
 from ttr_fast.training.checkpoint import CheckpointConfig, EventSource, save_checkpoint
 from ttr_fast.training.evaluation import OrderResult, evaluate
-from ttr_fast.training.loop import MetricsFile, train
+from ttr_fast.training.loop import train
+from ttr_fast.training.metrics import MetricsFile
 from ttr_ref.config import ModelConfig, TimeConfig, TrainConfig
 from ttr_ref.model import ModelParams
 

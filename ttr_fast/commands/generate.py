@@ -61,9 +61,8 @@ class Command:
         s = saved.source
         if not isinstance(s, EventSource):
             raise UserError(f"{self.checkpoint}: a model of texts, expected one of events")
-        (token,) = s.tokens
         events = read_events(
-            self.data, entity=s.entity, time=s.time, token=token, time_unit=s.time_unit, sort=self.sort, vocabulary=saved.vocabulary
+            self.data, entity=s.entity, time=s.time, token=s.tokens, time_unit=s.time_unit, sort=self.sort, vocabulary=saved.vocabulary
         )
         if self.entity not in events.entities:
             raise UserError(f"{self.data}: column '{s.entity}' has no '{self.entity}'")

@@ -18,16 +18,16 @@ DTypeName = Literal["f64", "f32", "bf16", "f16"]
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of the CSV are read, and the unit of its times."""
+    """Which columns of a CSV, or fields of JSON, are read, and the unit of their times."""
 
     entity: str = "entity"
     """Column that says whose event it is."""
     time: str = "time"
     """Column with the time of the event."""
-    token: str = "token"
-    """Column with what happened."""
-    time_unit: TimeUnit = "s"
-    """UNIX seconds, UNIX milliseconds, or ISO 8601 with a zone."""
+    token: tuple[str, ...] = ("token",)
+    """Column with what happened; several are joined to one token with a |."""
+    time_unit: TimeUnit | None = None
+    """UNIX seconds, milli-, micro- or nanoseconds, or ISO 8601 with a zone; by the look of the first time if not given."""
 
 
 @dataclass(frozen=True)
@@ -108,4 +108,4 @@ def free_folder(name: str) -> Path:
 
 def describe(events: EventSequences) -> str:
     """One line about a set of events."""
-    return f"{events.tokens.size:,} events of {events.n_sequences:,} entities, {len(events.vocabulary)} kinds of token"
+    return f"{events.n_tokens:,} events of {events.n_sequences:,} entities, {len(events.vocabulary)} kinds of token"

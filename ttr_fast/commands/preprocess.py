@@ -155,7 +155,7 @@ class Command:
         if self.json:
             return msgspec.json.encode(summary, enc_hook=str).decode()
         speed = f"{summary.bytes / 1e6 / summary.seconds:,.0f} MB/s, {summary.records / summary.seconds:,.0f} records/s"
-        lines = [f"{summary.records:,} records of {summary.bytes / 1e6:,.1f} MB in {summary.seconds:.1f} s ({speed})"]
+        lines = [f"{summary.records:,} records of {summary.bytes / 1e6:,.2f} MB in {summary.seconds:.1f} s ({speed})"]
         if summary.bad:
             lines.append(f"{summary.bad:,} bad records left out" + (f", they are in {summary.quarantine}" if summary.quarantine else ""))
         if summary.unknown:

@@ -1,5 +1,6 @@
 """What a finished run shows: the table of held-out nats, and the plots."""
 
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ import msgspec
 
 from ttr_fast.durable import replace_file
 from ttr_fast.training.evaluation import OrderResult
-from ttr_fast.training.loop import MetricsFile
+from ttr_fast.training.metrics import MetricsFile
 from ttr_fast.training.plots import plot_loss, plot_time2vec, plot_time_bias, plot_training
 from ttr_ref.config import ModelConfig
 from ttr_ref.model import ModelParams
 
 HOUR_SECONDS = 3600.0
+PAUSE = 19.0
+"""Curves are drawn anew after so many times what drawing them took."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +62,33 @@ def save_results(folder: Path, rows: list[Row], **more: Any) -> bytes:
     return content
 
 
-def save_plots(folder: Path, metrics: MetricsFile, baselines: dict[str, float], params: ModelParams, config: ModelConfig) -> list[Path]:
-    """The plots of a run; those of time only for a model with time."""
+class CurvePlots:
+    """How a run learns, drawn anew while it trains, so seldom that drawing takes at most a twentieth of the time."""
+
+    def __init__(self, folder: Path, metrics: MetricsFile, baselines: dict[str, float]) -> None:
+        self.folder, self.metrics, self.baselines, self.not_before = folder, metrics, baselines, 0.0
+
+    def refresh(self) -> None:
+        """Draw both curves, unless it is too early."""
+        start = time.perf_counter()
+        if start < self.not_before:
+            return
+        save_curves(self.folder, self.metrics, self.baselines)
+        end = time.perf_counter()
+        self.not_before = end + PAUSE * (end - start)
+
+
+def save_curves(folder: Path, metrics: MetricsFile, baselines: dict[str, float]) -> None:
+    """held_out.png and training_loss.png."""
     records = metrics.read()
-    paths = [folder / "held_out.png", folder / "training_loss.png"]
-    plot_loss(paths[0], records, baselines)
-    plot_training(paths[1], records)
+    plot_loss(folder / "held_out.png", records, baselines)
+    plot_training(folder / "training_loss.png", records)
+
+
+def save_plots(folder: Path, metrics: MetricsFile, baselines: dict[str, float], params: ModelParams, config: ModelConfig) -> None:
+    """The plots of a run; those of time only for a model with time."""
+    save_curves(folder, metrics, baselines)
     if config.block.time_bias != "none":
-        paths.append(folder / "time_bias.png")
-        plot_time_bias(paths[-1], params, config.block)
+        plot_time_bias(folder / "time_bias.png", params, config.block)
     if config.block.time2vec:
-        paths.append(folder / "time2vec.png")
-        plot_time2vec(paths[-1], params, config.block)
-    return paths
+        plot_time2vec(folder / "time2vec.png", params, config.block)

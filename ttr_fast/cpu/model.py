@@ -21,8 +21,9 @@ from ttr_fast.cpu.workspace import Workspace
 from ttr_ref.config import ModelConfig
 from ttr_ref.dropout import DropoutKey
 from ttr_ref.gradient_checkpointing import blocks_per_checkpoint
-from ttr_ref.model import ModelParams, is_frequency, is_matrix
+from ttr_ref.model import ModelParams
 from ttr_ref.next_event import Batch, EventNats, orders_of
+from ttr_ref.parameters import is_frequency, is_matrix
 from ttr_ref.tree import named_tree_map
 
 

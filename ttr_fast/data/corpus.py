@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..durable import write_durably
 from ..errors import UserError
+from .event_files import UNKNOWN
 from .sequences import Times
 from .shards import Shard, ShardEntry, TimeDType, Tokens, open_shard, verify_shard
 from .sources.times import TimeUnit
@@ -27,8 +28,6 @@ from .text_tokenizer import TextTokenizer
 INDEX, INDEX_SHA, VOCABULARY, TOKENIZER = "index.json", "index.sha256", "vocabulary.json", "tokenizer.json"
 SplitName = Literal["train", "valid", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "valid", "test")
-UNKNOWN = "<unk>"
-"""Token 0 of events."""
 
 
 class Counted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,5 +1,6 @@
 """Pictures of a run, as PNG files: how it learned, and what it learned about time."""
 
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy import ndarray
 
+from ttr_fast.durable import replace_file
 from ttr_ref.config import BlockConfig
 from ttr_ref.model import ModelParams
 from ttr_ref.time2vec import TURN
@@ -37,6 +39,13 @@ def new_figure(width: float, height: float, columns: int = 1) -> tuple["Figure",
     return figure, list(axes[0])
 
 
+def save_figure(path: Path, figure: "Figure") -> None:
+    """As a PNG file that is whole whenever it is looked at."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=130, format="png")
+    replace_file(path, content.getvalue())
+
+
 def plot_loss(path: Path, metrics: Sequence[dict[str, Any]], baselines: dict[str, float]) -> None:
     """Nats per token: each run's held-out curves in each order, and the count models as lines across."""
     figure, (axis,) = new_figure(7, 4.2)
@@ -52,7 +61,7 @@ def plot_loss(path: Path, metrics: Sequence[dict[str, Any]], baselines: dict[str
         axis.annotate(label, (0.99, nats), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.4")
     axis.set(xlabel="step", ylabel="held-out nats per next token", title="What time buys")
     axis.legend(frameon=False)
-    figure.savefig(path, dpi=130)
+    save_figure(path, figure)
 
 
 def plot_training(path: Path, metrics: Sequence[dict[str, Any]]) -> None:
@@ -60,14 +69,14 @@ def plot_training(path: Path, metrics: Sequence[dict[str, Any]]) -> None:
     runs = list(dict.fromkeys(m["run"] for m in metrics))
     figure, axes = new_figure(4.2 * len(runs), 3.8, len(runs))
     for axis, run in zip(axes, runs, strict=True):
-        loss = np.array([m["loss"] for m in metrics if m["run"] == run and m["kind"] == "step"])
-        axis.plot(np.arange(1, loss.size + 1), loss, alpha=0.3)
+        step, loss = np.array([(m["step"], m["loss"]) for m in metrics if m["run"] == run and m["kind"] == "step" and m["targets"]]).T
+        axis.plot(step, loss, alpha=0.3)
         width = min(20, loss.size)
-        axis.plot(np.arange(width, loss.size + 1), np.convolve(loss, np.full(width, 1 / width), "valid"), color="C0")
+        axis.plot(step[width - 1 :], np.convolve(loss, np.full(width, 1 / width), "valid"), color="C0")
         axis.set(xlabel="step", title=run)
         axis.tick_params(labelleft=True)
     axes[0].set_ylabel("training loss")
-    figure.savefig(path, dpi=130)
+    save_figure(path, figure)
 
 
 def plot_time_bias(path: Path, params: ModelParams, config: BlockConfig) -> None:
@@ -91,7 +100,7 @@ def plot_time_bias(path: Path, params: ModelParams, config: BlockConfig) -> None
         label_time_axis(axis, time.tick_seconds, time.shortest, time.span)
     axes[0].set_ylabel("added to the score")
     axes[-1].legend(frameon=False, fontsize="small")
-    figure.savefig(path, dpi=130)
+    save_figure(path, figure)
 
 
 def plot_time2vec(path: Path, params: ModelParams, config: BlockConfig) -> None:
@@ -109,7 +118,7 @@ def plot_time2vec(path: Path, params: ModelParams, config: BlockConfig) -> None:
     axis.set(xlabel="period", ylabel="|weight| in the norm", title="Time2Vec after training")
     label_time_axis(axis, time.tick_seconds, time.shortest, 100 * time.span)
     axis.legend(frameon=False)
-    figure.savefig(path, dpi=130)
+    save_figure(path, figure)
 
 
 def label_time_axis(axis: "Axes", tick_seconds: float | None, low: float, high: float) -> None:

@@ -1,6 +1,7 @@
 """The first stage: each file's records, checked, on disk by partition."""
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -14,13 +15,15 @@ import numpy as np
 from ttr_fast.durable import flush, write_durably
 
 from ...errors import UserError
+from ..sources.files import blocks, format_of
 from ..sources.opening import open_events, open_texts
-from ..sources.records import EventChunk, EventFields, Problems, Source, TextChunk, TextFields
+from ..sources.records import EventChunk, EventFields, Problems, Source, TextChunk
 from ..sources.times import TimeUnit
 from .plan import Kind, Reading
 from .spill import PART_FILE, ROWS_FILE, Part, Spill
 from .workers import Advance
 
+TEXT_FIELD, STRINGS = re.compile(rb'"text"\s*:'), re.compile(rb'\s*\[?\s*"')
 TOLD: dict[TimeUnit | None, str] = {
     "s": "times are UNIX seconds",
     "ms": "times are UNIX milliseconds",
@@ -65,12 +68,19 @@ def with_unit(paths: Sequence[str], reading: Reading) -> Reading:
 
 
 def kind_of(path: str) -> Kind:
-    """What a file looks like: texts if it has a field `text` or is of strings, otherwise events."""
-    try:
-        opened(path, Reading("texts", TextFields(), None, sort=True, on_error="fail", max_bad=0), Problems())
-    except UserError:
-        return "events"
-    return "texts"
+    """What a file looks like at its beginning: texts if there is a column or field `text`, or an array of strings; otherwise events.
+
+    Raises UserError if it cannot be read.
+    """
+    suffix = format_of(Path(path))
+    if suffix == ".parquet":
+        from pyarrow.parquet import read_schema
+
+        return "texts" if "text" in read_schema(path).names else "events"
+    head = next(blocks(Path(path))).data
+    if suffix == ".csv":
+        return "texts" if b"text" in (name.strip(b'" \r') for name in head.partition(b"\n")[0].split(b",")) else "events"
+    return "texts" if TEXT_FIELD.search(head) or STRINGS.match(head) else "events"
 
 
 def spill_part(job: PartJob, advance: Advance) -> None:

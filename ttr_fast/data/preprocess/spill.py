@@ -7,6 +7,7 @@ names; the code of each row's entity (u32), the times (i64 or f64), and either t
 
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -48,23 +49,20 @@ class Part(msgspec.Struct, frozen=True):
     blocks: list[Block]
 
 
-class Codes:
+class Codes(dict[str, int]):
     """Numbers for texts, as they come up."""
 
-    def __init__(self) -> None:
-        self.numbers: dict[str, int] = {}
-        self.next = 0
+    def __init__(self, first: int = 0) -> None:
+        super().__init__()
+        self.first = first
+
+    def __missing__(self, text: str) -> int:
+        self[text] = code = self.first + len(self)
+        return code
 
     def of(self, texts: Sequence[str]) -> NDArray[np.uint32]:
         """(n,) the number of each."""
-        try:
-            return np.fromiter(map(self.numbers.__getitem__, texts), np.uint32, len(texts))
-        except KeyError:
-            for text in dict.fromkeys(texts):
-                if text not in self.numbers:
-                    self.numbers[text] = self.next
-                    self.next += 1
-        return np.fromiter(map(self.numbers.__getitem__, texts), np.uint32, len(texts))
+        return np.fromiter(map(self.__getitem__, texts), np.uint32, len(texts))
 
 
 class Spill:
@@ -74,9 +72,9 @@ class Spill:
         self.file, self.partitions = file, partitions
         self.names, self.tokens = Codes(), Codes()
         self.counts = np.zeros(0, np.int64)
-        self.partition_of, self.first_code = array("H"), 0  # of the codes from first_code on
+        self.partition_of = array("H")  # of the names
         self.waiting: list[tuple[NDArray[np.uint32], Times, NDArray[np.uint32], list[bytes]]] = []
-        self.waiting_rows = self.waiting_bytes = self.written_names = self.rows = 0
+        self.waiting_rows = self.waiting_bytes = self.rows = 0
         self.blocks: list[Block] = []
 
     def add_events(self, entities: Sequence[str], times: Times, tokens: Sequence[str]) -> None:
@@ -92,7 +90,8 @@ class Spill:
         """Write what is waiting."""
         if not self.waiting:
             return
-        new = list(self.names.numbers)[self.written_names - self.first_code :]
+        written, first = len(self.partition_of), self.names.first
+        new = list(islice(self.names, written, None))
         self.partition_of.extend(int(uniform(name, 0) * self.partitions) for name in new)
         partition_of = np.frombuffer(self.partition_of, np.uint16)
         codes = np.concatenate([w[0] for w in self.waiting])
@@ -100,21 +99,21 @@ class Spill:
         times = np.concatenate([w[1] for w in self.waiting])
         payload = np.concatenate([w[2] for w in self.waiting])
         texts = [text for w in self.waiting for text in w[3]]
-        rows_of = _by_partition(partition_of[codes - self.first_code], self.partitions)
-        names_of = _by_partition(partition_of[self.written_names - self.first_code :], self.partitions)
+        rows_of = _by_partition(partition_of[codes - first], self.partitions)
+        names_of = _by_partition(partition_of[written:], self.partitions)
         for partition, (rows, fresh) in enumerate(zip(rows_of, names_of, strict=True)):
             if rows.size:
-                self._write(partition, [new[i].encode() for i in fresh.tolist()], fresh + self.written_names, codes[rows], times[rows], payload[rows],
+                self._write(partition, [new[i].encode() for i in fresh.tolist()], fresh + (first + written), codes[rows], times[rows], payload[rows],
                             [texts[i] for i in rows.tolist()] if texts else [])  # fmt: skip
         self._count(payload, bool(texts))
         self.rows += codes.size
-        self.waiting, self.waiting_rows, self.waiting_bytes, self.written_names = [], 0, 0, self.names.next
-        if len(self.names.numbers) > MOST_NAMES:
-            self.names.numbers, self.partition_of, self.first_code = {}, array("H"), self.names.next
+        self.waiting, self.waiting_rows, self.waiting_bytes = [], 0, 0
+        if len(self.names) > MOST_NAMES:
+            self.names, self.partition_of = Codes(first + len(self.names)), array("H")
 
     def token_counts(self) -> list[Counted]:
         """The tokens of events, by code."""
-        return [Counted(token, count) for token, count in zip(self.tokens.numbers, self.counts.tolist(), strict=True)]
+        return [Counted(token, count) for token, count in zip(self.tokens, self.counts.tolist(), strict=True)]
 
     def _add(self, codes: NDArray[np.uint32], times: Times, payload: NDArray[np.uint32], texts: list[bytes]) -> None:
         self.waiting.append((codes, times, payload, texts))
@@ -125,7 +124,7 @@ class Spill:
 
     def _count(self, payload: NDArray[np.uint32], with_texts: bool) -> None:
         if not with_texts:
-            counts = np.bincount(payload, minlength=self.tokens.next)
+            counts = np.bincount(payload, minlength=len(self.tokens))
             counts[: self.counts.size] += self.counts
             self.counts = counts
 

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UserError
-from ..corpus import TOKENIZER, UNKNOWN, VOCABULARY, Counted, read_vocabulary
+from ..corpus import TOKENIZER, VOCABULARY, Counted, read_vocabulary
 from ..dates import dates
+from ..event_files import UNKNOWN
 from ..text_tokenizer import TextTokenizer
 from .plan import Tokenizing
 from .spill import Part, each_text

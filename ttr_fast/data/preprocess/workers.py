@@ -3,9 +3,11 @@
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
 from typing import Any, TypeVar
 
 from ...errors import UserError
@@ -25,7 +27,7 @@ def run_all(task: Callable[[Job, Advance], Result], jobs: Sequence[Job], workers
     context = multiprocessing.get_context("spawn")  # a fork would inherit the threads of whatever library the caller uses
     counters = context.Array("q", 2)
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _start, (counters, os.getpid()))
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _start, (counters,))
     try:
         futures = [pool.submit(_call, task, job) for job in jobs]
         _watch(futures, counters, advance)
@@ -52,15 +54,22 @@ def _watch(futures: Sequence[Future[Any]], counters: Any, advance: Advance) -> N
 
 
 _counters: Any = None
-_parent = 0
 
 
-def _start(counters: Any, parent: int) -> None:
-    """In a new worker. Ctrl-C is for the parent, which ends its workers."""
-    global _counters, _parent
-    _counters, _parent = counters, parent
+def _start(counters: Any) -> None:
+    """In a new worker. Ctrl-C is for the parent, which ends its workers; if the parent is killed, nobody waits for them."""
+    global _counters  # noqa: PLW0603
+    _counters = counters
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each worker has a core of its own
+
+
+def _leave_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _call(task: Callable[[Job, Advance], Result], job: Job) -> Result:
@@ -68,8 +77,6 @@ def _call(task: Callable[[Job, Advance], Result], job: Job) -> Result:
 
 
 def _advance(size: int, rows: int) -> None:
-    if os.getppid() != _parent:  # it was killed: nobody waits for the result
-        os._exit(1)
     with _counters.get_lock():
         _counters[0] += size
         _counters[1] += rows

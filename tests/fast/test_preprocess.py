@@ -1,0 +1,436 @@
+"""`ttr preprocess`: the same bytes however the work is done, nothing lost or doubled, nothing half-made, each choice does what it says."""
+
+import csv
+import gzip
+import json
+import os
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from ttr_fast import cli
+from ttr_fast.data.corpus import SPLITS, Corpus, open_corpus
+from ttr_fast.data.dates import dates
+from ttr_fast.data.event_files import read_events
+from ttr_fast.data.flights import flights_path
+from ttr_fast.data.preprocess import partition, plan, reading, spill
+from ttr_fast.data.preprocess.borders import time_borders
+from ttr_fast.data.preprocess.segments import new_sequences, pieces
+from ttr_fast.data.split import split_by_entity
+from ttr_fast.data.text_tokenizer import TERMINATOR
+from ttr_fast.errors import UserError
+
+START = 1_700_000_000
+Event = tuple[str, int, str]
+
+
+def events_file(path: Path, events: Iterable[Event]) -> Path:
+    path.write_text("".join(json.dumps({"entity": e, "time": t, "token": k}) + "\n" for e, t, k in events))
+    return path
+
+
+def some_events(seed: int, entities: int = 30, rows: int = 400) -> list[Event]:
+    rng = np.random.default_rng(seed)
+    times = START + np.sort(rng.integers(0, 10_000, rows))  # some of them equal
+    return [(f"é{rng.integers(entities)}", int(t), f"k{rng.integers(9)}") for t in times]
+
+
+def preprocess(*arguments: Any, out: Path) -> Corpus:
+    cli.run(["preprocess", *map(str, arguments), "--out", str(out), *([] if "--workers" in arguments else ["--workers", "1"])])
+    assert not list(out.parent.glob(".tmp-*"))
+    return open_corpus(out)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def sequences(corpus: Corpus, *splits: Any) -> list[tuple[list[int], list[float]]]:
+    """Tokens and times of each sequence of these splits, or of all."""
+    found = []
+    for name in splits or SPLITS:
+        split = corpus.split(name)
+        found += [(tokens.tolist(), times.tolist()) for tokens, times in map(split.sequence, range(split.n_sequences))]
+    return found
+
+
+def expected_sequences(events: Iterable[Event], vocabulary: tuple[str, ...]) -> list[tuple[list[int], list[float]]]:
+    """Those of all entities, computed plainly."""
+    of = defaultdict(list)
+    for entity, time, token in events:
+        of[entity].append((time, vocabulary.index(token)))
+    rows = [sorted(of[entity], key=lambda row: row[0]) for entity in sorted(of)]
+    return [([token for _, token in row], [time for time, _ in row]) for row in rows]
+
+
+@pytest.fixture
+def two_files(tmp_path: Path) -> tuple[Path, Path]:
+    """The same entities in both, at times that mix."""
+    return events_file(tmp_path / "a.jsonl", some_events(1)), events_file(tmp_path / "b.jsonl", some_events(2))
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many partitions, many blocks, and names that are forgotten, from a few rows."""
+    monkeypatch.setattr(plan, "BYTES_PER_PARTITION", 8 << 10)
+    monkeypatch.setattr(spill, "ROWS", 50)
+    monkeypatch.setattr(spill, "MOST_NAMES", 20)
+    monkeypatch.setattr(spill, "TEXT_BYTES", 100)
+    monkeypatch.setattr(partition, "ENCODED_AT_ONCE", 3)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_events_come_out_by_entity_and_time(two_files: tuple[Path, Path], tmp_path: Path) -> None:
+    corpus = preprocess(*two_files, out=tmp_path / "out")
+    events = some_events(1) + some_events(2)
+    assert corpus.vocabulary == ("<unk>", *(f"k{n}" for n in range(9)))
+    assert len(corpus.index.splits["train"].shards) > 1
+    assert sorted(sequences(corpus)) == sorted(expected_sequences(events, corpus.vocabulary))
+    counted = json.loads((tmp_path / "out" / "vocabulary.json").read_bytes())
+    assert [entry["count"] for entry in counted] == [sum(token == k for _, _, token in events) for k in corpus.vocabulary]
+    assert corpus.index.source.entity == "entity"
+    assert corpus.index.source.tokens == ("token",)
+    assert corpus.index.tick_seconds == 1
+
+
+def test_one_partition_has_its_entities_in_order_of_their_names(two_files: tuple[Path, Path], tmp_path: Path) -> None:
+    corpus = preprocess(*two_files, "--split", 1, 0, 0, out=tmp_path / "out")
+    assert sequences(corpus) == expected_sequences(some_events(1) + some_events(2), corpus.vocabulary)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_the_bytes_depend_on_neither_workers_nor_the_order_of_the_files(two_files: tuple[Path, Path], tmp_path: Path) -> None:
+    a, b = two_files
+    one = preprocess(a, b, out=tmp_path / "one")
+    preprocess(b, a, "--workers", 2, out=tmp_path / "two")
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert sum(split.sequences for split in one.index.splits.values()) == 30
+
+
+def test_all_flights_of_the_package(tmp_path: Path) -> None:
+    """As `ttr train` reads them, with the same aircraft held out."""
+    columns = ["--columns.entity", "tail", "--columns.token", "origin", "destination"]
+    corpus = preprocess(flights_path(), *columns, "--time-unit", "s", out=tmp_path / "out")
+    with gzip.open(flights_path(), "rt") as file:
+        rows = list(csv.DictReader(file))
+    events = [(row["tail"], int(row["time"]), f"{row['origin']}|{row['destination']}") for row in rows]
+    assert sorted(sequences(corpus)) == sorted(expected_sequences(events, corpus.vocabulary))
+    read = read_events(flights_path(), entity="tail", time="time", token="destination", time_unit="s")
+    train, held_out = split_by_entity(read, 0.2)
+    assert sorted(times for _, times in sequences(corpus, "train")) == sorted(train.sequence(i)[1].tolist() for i in range(train.n_sequences))
+    assert len(sequences(corpus, "valid", "test")) == held_out.n_sequences
+
+
+@pytest.mark.parametrize("stage", ["spill_part", "tokens", "write_partition", "assemble"])
+@pytest.mark.usefixtures("small_pieces")
+def test_a_run_that_died_goes_on_with_what_it_had_finished(
+    two_files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """Whatever it was at; the bytes are those of a run that did not die."""
+    from ttr_fast.data.preprocess import make
+
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    preprocess(*two_files, out=whole)
+    calls: list[Any] = []
+
+    def dying(real: Any, after: int) -> Any:
+        def wrapped(*arguments: Any) -> Any:
+            calls.append(arguments)
+            if len(calls) > after:
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        if stage in ("spill_part", "write_partition"):
+            patch.setattr(make, stage, dying(getattr(make, stage), 1))
+        elif stage == "tokens":
+            patch.setattr(make, "vocabulary", dying(make.vocabulary, 0))
+        else:
+            patch.setattr(make, "write_index", dying(make.write_index, 0))
+        with pytest.raises(KeyboardInterrupt):
+            preprocess(*two_files, out=out)
+    assert not out.exists()
+    (work,) = tmp_path.glob(".tmp-*")
+    (work / "part-of-something-else").mkdir()
+    finished = len(calls) - 1
+    calls.clear()
+    with monkeypatch.context() as patch:
+        for name in ("spill_part", "write_partition"):
+            patch.setattr(make, name, dying(getattr(make, name), 1000))
+        preprocess(*two_files, out=out)
+    parts = sum(isinstance(arguments[0], reading.PartJob) for arguments in calls)
+    assert parts == (2 - finished if stage == "spill_part" else 0)
+    partitions = 8
+    assert len(calls) - parts == (partitions - finished if stage == "write_partition" else 0 if stage == "assemble" else partitions)
+    assert contents(out) == contents(whole)
+
+
+def test_a_changed_file_is_read_again_and_the_others_are_not(
+    two_files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ttr_fast.data.preprocess import make
+
+    a, b = two_files
+    good = b.read_bytes()
+    b.write_bytes(good + b"{}\n")
+    with pytest.raises(UserError, match=r"b\.jsonl:401"):
+        cli.run(["preprocess", str(a), str(b), "--out", str(tmp_path / "out"), "--workers", "1"])
+    assert not (tmp_path / "out").exists()
+    b.write_bytes(good)
+    paths = []
+    monkeypatch.setattr(make, "spill_part", lambda job, advance: paths.append(job.path) or reading.spill_part(job, advance))
+    preprocess(a, b, out=tmp_path / "out")
+    assert paths == [str(b)]
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    path = events_file(tmp_path / "a.jsonl", [("e", START, "x"), ("e", START - 1, "x")])
+    with pytest.raises(UserError, match=r"a\.jsonl:2"):
+        preprocess(path, out=tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_two_processes_do_not_make_the_same_corpus(tmp_path: Path) -> None:
+    from ttr_fast.data.preprocess.make import _work_folder
+
+    path = events_file(tmp_path / "a.jsonl", some_events(1))
+    with _work_folder(tmp_path / "out"), pytest.raises(UserError, match="another process is making it"):
+        cli.run(["preprocess", str(path), "--out", str(tmp_path / "out"), "--workers", "1"])
+
+
+def test_an_entity_is_in_one_split(two_files: tuple[Path, Path], tmp_path: Path) -> None:
+    corpus = preprocess(*two_files, "--length", 3, "--split", 0.5, 0.25, 0.25, out=tmp_path / "out")
+    by_rows = defaultdict(set)
+    for entity, time, token in some_events(1) + some_events(2):
+        by_rows[time, corpus.vocabulary.index(token)].add(entity)
+    of_split = []
+    for name in SPLITS:
+        rows = {row for tokens, times in sequences(corpus, name) for row in zip(times, tokens, strict=True)}
+        of_split.append({next(iter(by_rows[t, k])) for t, k in rows if len(by_rows[t, k]) == 1})
+    assert all(of_split)
+    assert sum(map(len, of_split)) == len(set.union(*of_split))
+
+
+@pytest.mark.parametrize("divide", [1, 2])
+def test_the_split_by_time_is_exact(tmp_path: Path, divide: int) -> None:
+    """With whole times and with fractions: nothing in one split is later than anything in the next, and shares are as asked for."""
+    events = [(e, t / divide if divide > 1 else t, k) for e, t, k in some_events(3, rows=1000)]
+    corpus = preprocess(events_file(tmp_path / "a.jsonl", events), "--split-by", "time", "--split", 0.5, 0.3, 0.2, "--time-unit", "s",
+                        out=tmp_path / "out")  # fmt: skip
+    assert corpus.index.time_dtype == ("int64" if divide == 1 else "float64")
+    of_split = [[time for _, times in sequences(corpus, name) for time in times] for name in SPLITS]
+    assert max(of_split[0]) < min(of_split[1])
+    assert max(of_split[1]) < min(of_split[2])
+    times = sorted(t for _, t, _ in events)
+    assert [min(of_split[1]), min(of_split[2])] == [times[500], times[800]]
+    assert sorted(chain.from_iterable(of_split)) == times
+
+
+@given(
+    times=st.lists(st.one_of(st.integers(-(2**62), 2**62), st.integers(-3, 3)), min_size=1, max_size=30),
+    shares=st.tuples(*[st.integers(0, 10)] * 3).filter(sum),
+    whole=st.booleans(),
+)
+def test_time_borders_are_order_statistics(times: list[int], shares: tuple[int, int, int], whole: bool) -> None:
+    values = np.array(times, np.int64 if whole else np.float64)
+    total = sum(shares)
+    found = time_borders(lambda: np.array_split(values, 3), values.size, (shares[0] / total, shares[1] / total, shares[2] / total), not whole)
+    for border, share in zip(found, (shares[0], shares[0] + shares[1]), strict=True):
+        rank = values.size * share // total
+        assert border == (None if rank == values.size else np.sort(values)[rank])
+
+
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=8),
+    begins=st.lists(st.booleans(), min_size=8, max_size=8),
+    length=st.one_of(st.none(), st.integers(1, 9)),
+    overlap=st.integers(0, 8),
+)
+def test_pieces_lose_nothing_and_overlap_exactly(lengths: list[int], begins: list[bool], length: int | None, overlap: int) -> None:
+    """Records of several tokens; where a record begins a sequence, and where pieces are cut again."""
+    if length is not None:
+        overlap = min(overlap, length - 1)
+    bounds = np.cumsum([0, *lengths])
+    starting = np.array([True, *begins[1 : len(lengths)]])
+    found = pieces(bounds, starting, length, overlap)
+    ends = [*bounds[:-1][starting][1:].tolist(), bounds[-1]]
+    expected = []
+    for a, b in zip(bounds[:-1][starting].tolist(), ends, strict=True):
+        while length is not None and b - a > length:
+            expected.append((a, a + length))
+            a += length - overlap
+        expected.append((a, b))
+    assert list(zip(found.starts.tolist(), found.stops.tolist(), strict=True)) == expected
+    assert all(bounds[r] <= start < bounds[r + 1] for r, start in zip(found.records.tolist(), found.starts.tolist(), strict=True))
+
+
+def test_gaps_cut_where_they_are_longer() -> None:
+    times = np.array([0, 10, 21, 31, 5])
+    entities, sides = np.array([0, 0, 0, 0, 1]), np.zeros(5, np.int8)
+    assert new_sequences(entities, times, sides, by_document=False, gap=10.0).tolist() == [True, False, True, False, True]
+    assert new_sequences(entities, times / 2, sides, by_document=False, gap=5.0).tolist() == [True, False, True, False, True]
+    far = np.array([0, 2**53 + 1])
+    assert new_sequences(np.zeros(2, int), far, np.zeros(2, np.int8), False, 2.0**53).tolist() == [True, True]
+
+
+def test_length_overlap_and_gap_in_the_unit_of_the_times(tmp_path: Path) -> None:
+    times = [START * 1000 + t for t in (0, 1000, 2000, 3000, 5001, 6000)]
+    path = events_file(tmp_path / "a.jsonl", [("e", t, f"k{n}") for n, t in enumerate(times)])
+    corpus = preprocess(path, "--split", 1, 0, 0, "--length", 3, "--overlap", 1, "--gap", 2, out=tmp_path / "out")
+    assert corpus.time_unit == "ms"
+    assert [tokens for tokens, _ in sequences(corpus)] == [[1, 2, 3], [3, 4], [5, 6]]
+
+
+def test_rare_and_unknown_tokens_become_unk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = events_file(tmp_path / "a.jsonl", [("e", START + n, k) for n, k in enumerate(["x", "y", "x", "<unk>", "z"])])
+    corpus = preprocess(path, "--min-count", 2, "--split", 1, 0, 0, out=tmp_path / "out")
+    assert corpus.vocabulary == ("<unk>", "x")
+    assert json.loads((tmp_path / "out" / "vocabulary.json").read_bytes()) == [{"token": "<unk>", "count": 3}, {"token": "x", "count": 2}]
+    assert sequences(corpus)[0][0] == [1, 0, 1, 0, 0]
+    assert "3 events have the token <unk>" in capsys.readouterr().out
+    other = events_file(tmp_path / "b.jsonl", [("e", START + n, k) for n, k in enumerate(["w", "y", "x"])])
+    again = preprocess(other, "--vocabulary", tmp_path / "out" / "vocabulary.json", "--split", 1, 0, 0, out=tmp_path / "again")
+    assert again.vocabulary == ("<unk>", "x")
+    assert sequences(again)[0][0] == [0, 0, 1]
+
+
+TEXTS = [("a", START + 60 * n, f"User: where {n}? Assistant: north {n % 3}" + ("</s>" if n % 2 else "")) for n in range(20)]
+
+
+def texts_file(path: Path) -> Path:
+    path.write_text("".join(json.dumps({"entity": f"{e}{n % 3}", "time": t, "text": text}) + "\n" for n, (e, t, text) in enumerate(TEXTS)))
+    return path
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_texts_start_with_their_date_and_end_once(tmp_path: Path) -> None:
+    corpus = preprocess(texts_file(tmp_path / "a.jsonl"), "--markers", "User:", "Assistant:", out=tmp_path / "out")
+    tokenizer = corpus.tokenizer()
+    assert tokenizer is not None
+    assert corpus.index.kind == "texts"
+    assert corpus.vocabulary == ()
+    assert corpus.vocabulary_size == tokenizer.size
+    decoded = []
+    for tokens, times in sequences(corpus):
+        assert tokens.count(tokenizer.terminator) == 1
+        assert tokens[-1] == tokenizer.terminator
+        assert tokens.count(tokenizer.token("User:")) == 1
+        assert len(set(times)) == 1
+        decoded.append((times[0], tokenizer.decode(tokens)))
+    assert sorted(decoded) == [(t, f"<{dates(np.array([t]), 1.0)[0]}>{text.removesuffix(TERMINATOR)}{TERMINATOR}") for _, t, text in TEXTS]
+
+
+def test_the_texts_of_an_entity_as_one_stream_cut_by_length(tmp_path: Path) -> None:
+    """Each piece starts with the date of its first token; without prefixes the stream is whole."""
+    path = texts_file(tmp_path / "a.jsonl")
+    options = ["--segment", "entity", "--split", 1, 0, 0, "--length", 7]
+    dated = preprocess(path, *options, out=tmp_path / "dated")
+    tokenizer = dated.tokenizer()
+    assert tokenizer is not None
+    plain = preprocess(path, *options, "--no-prefix", "--tokenizer", tmp_path / "dated" / "tokenizer.json", out=tmp_path / "plain")
+    assert (tmp_path / "plain" / "tokenizer.json").read_bytes() == (tmp_path / "dated" / "tokenizer.json").read_bytes()
+    for (tokens, times), (bare, bare_times) in zip(sequences(dated), sequences(plain), strict=True):
+        prefix = tokenizer.encode(f"<{dates(np.array(times[:1]), 1.0)[0]}>").tolist()
+        assert tokens == prefix + bare
+        assert times == [bare_times[0]] * len(prefix) + bare_times
+        assert len(bare) <= 7
+    stream = "".join(tokenizer.decode(tokens) for tokens, _ in sequences(plain))
+    assert stream == "".join(text.removesuffix(TERMINATOR) + TERMINATOR for n in range(3) for _, _, text in TEXTS[n::3])
+
+
+def test_texts_without_times_or_entities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON strings; the same text is never on two sides, whatever files it is in."""
+    texts = [f"text {n % 30}" for n in range(60)]
+    (tmp_path / "a.json").write_text(json.dumps(texts))
+    corpus = preprocess(tmp_path / "a.json", out=tmp_path / "out")
+    assert "no times" in capsys.readouterr().err
+    assert (corpus.time_unit, corpus.index.tick_seconds, corpus.index.time_dtype) == (None, None, "int64")
+    tokenizer = corpus.tokenizer()
+    assert tokenizer is not None
+    sides = [sorted(tokenizer.decode(tokens) for tokens, _ in sequences(corpus, name)) for name in SPLITS]
+    assert sorted(chain.from_iterable(sides)) == sorted(f"{text}</s>" for text in texts)
+    assert len(set(sides[0]) | set(sides[1]) | set(sides[2])) == sum(len(set(side)) for side in sides) == 30
+    assert all(set(times) == {0} for _, times in sequences(corpus))
+    for n in range(2):
+        (tmp_path / f"b{n}.json").write_text(json.dumps(texts[30 * n : 30 * n + 30]))
+    preprocess(tmp_path / "b0.json", tmp_path / "b1.json", out=tmp_path / "divided")
+    assert contents(tmp_path / "divided") == contents(tmp_path / "out")
+
+
+def test_bad_records_are_put_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [events_file(tmp_path / name, some_events(1, rows=20)) for name in ("a.jsonl", "b.jsonl")]
+    for path in paths:
+        path.write_text(path.read_text() + '{"entity":"e","time":"soon","token":"x"}\n')
+    corpus = preprocess(*paths, "--on-error", "quarantine", "--json", out=tmp_path / "out")
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["records"], summary["bad"], summary["quarantine"]) == (40, 2, str(tmp_path / "out.quarantine.jsonl"))
+    assert summary["index"]["splits"]["train"]["tokens"] == corpus.split("train").n_tokens
+    lines = [json.loads(line) for line in (tmp_path / "out.quarantine.jsonl").read_text().splitlines()]
+    assert [line["where"].partition(".jsonl:21")[0] for line in lines] == [str(path.with_suffix("")) for path in paths]
+    with pytest.raises(UserError, match="2 records of 2 files are bad, expected at most 1"):
+        cli.run(["preprocess", *map(str, paths), "--on-error", "skip", "--max-bad", "1", "--out", str(tmp_path / "two"), "--workers", "1"])
+    assert not (tmp_path / "two").exists()
+
+
+def test_the_history_of_a_repository(tmp_path: Path) -> None:
+    """The README's line, on messages that have quotes, line breaks and more than ASCII."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (line,) = (line for line in readme.splitlines() if line.startswith("git log -z"))
+    messages = ['say "hello"\n\nand \\ go', "größer\n\n</s>", "one line"]
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    for name in ("AUTHOR", "COMMITTER"):
+        environment |= {f"GIT_{name}_NAME": "n", f"GIT_{name}_EMAIL": "e"}
+    repository = tmp_path / "repository"
+    subprocess.run(["git", "init", "-q", str(repository)], check=True, env=environment)
+    for n, message in enumerate(messages):
+        subprocess.run(["git", "commit", "-q", "--allow-empty", "-m", message], cwd=repository, check=True,
+                       env=environment | {"GIT_COMMITTER_DATE": f"{START + n} +0000"})  # fmt: skip
+    subprocess.run(["bash", "-c", line], cwd=repository, check=True, env=environment)
+    corpus = preprocess(repository / "commits.jsonl", "--split", 1, 0, 0, "--no-prefix", out=tmp_path / "out")
+    tokenizer = corpus.tokenizer()
+    assert tokenizer is not None
+    found = {times[0]: tokenizer.decode(tokens) for tokens, times in sequences(corpus)}
+    assert {time: text.removesuffix("</s>").rstrip() for time, text in found.items()} == {
+        START + n: message.removesuffix("</s>").rstrip() for n, message in enumerate(messages)
+    }
+
+
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "overlap": (["--overlap", "3"], "--overlap must be at least 0 and below --length, got 3"),
+    "length": (["--length", "0"], "--length must be at least 1, got 0"),
+    "gap": (["--gap", "-1"], "--gap must be a number of seconds"),
+    "split": (["--split", "0.5", "0.1", "0.1"], "--split is 0.5 0.1 0.1, expected three shares"),
+    "nothing to train on": (["--split", "1e-9", "0.999999999", "0"], "--split leaves nothing for training"),
+    "workers": (["--workers", "0"], "must be at least 1"),
+    "twice": (["A"], "a file is named twice"),
+    "missing": (["nowhere.csv"], "nowhere.csv: there is no such file"),
+    "both": (["--columns.text", "t", "--columns.token", "k"], "expected one kind"),
+    "kind": (["--kind", "texts", "--columns.token", "k"], "--kind is texts, but the columns that are named are of events"),
+    "markers": (["--markers", "x"], "are for texts, but these are events"),
+    "vocabulary of texts": (["--kind", "texts", "--min-count", "2"], "are for events, but these are texts"),
+    "no vocabulary": (["--vocabulary", "A"], "not a vocabulary"),
+    "documents": (["--kind", "texts", "--gap", "3"], "wants --segment entity"),
+    "units": (["B"], "b.jsonl: times are UNIX milliseconds, but in .*a.jsonl times are UNIX seconds"),
+    "empty": (["C"], "c.jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path: Path, name: str) -> None:
+    a = events_file(tmp_path / "a.jsonl", some_events(1, rows=20))
+    b = events_file(tmp_path / "b.jsonl", [("e", START * 1000, "x")])
+    c = events_file(tmp_path / "c.jsonl", [])
+    options, sentence = MISTAKES[name]
+    filled = [{"A": str(a), "B": str(b), "C": str(c)}.get(option, option) for option in options]
+    with pytest.raises(UserError, match=sentence):
+        cli.run(["preprocess", str(a), *filled, "--out", str(tmp_path / "out")] + ([] if "--workers" in options else ["--workers", "1"]))
+    assert not (tmp_path / "out").exists()
