@@ -8,10 +8,12 @@ import ctypes
 import json
 import os
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -93,47 +95,56 @@ def half(arguments: list[str], log: Path) -> None:
         raise RuntimeError(f"half a run fails: {end.said}")
 
 
-def refused(folder: Path, log: Path, run: Callable[[list[str]], object], meaning: str) -> None:
-    """Half a run lies there; `run` tries to go on with it and is refused."""
-    before = Saves(folder / "saves").steps()
-    end = run_forked(partial(run, ["train", "--resume", str(folder)]), log)
-    sentence = end.said.strip().splitlines()[-1]
-    assert end.code == 2, f"exit code {end.code}: {sentence}"
-    assert "Traceback" not in end.said, end.said
-    assert sentence.startswith(f"ttr: {folder}"), f"told: {sentence}"
-    assert sentence.endswith(meaning), f"told: {sentence}"
-    look_at_run(folder)
-    assert max(Saves(folder / "saves").steps()) >= max(before), f"of {before} there is no more than {Saves(folder / 'saves').steps()}"
-    assert not leftovers(folder), f"left: {leftovers(folder)}"
+@dataclass(frozen=True)
+class Attempt:
+    """Half a run lies in a folder, and somebody goes on with it."""
 
+    folder: Path
+    log: Path
+    expected: dict[str, str]
+    """What is there at the end of a run that was never stopped."""
 
-def goes_on(folder: Path, log: Path, expected: dict[str, str]) -> None:
-    """There is room again."""
-    end = run_forked(partial(command, ["train", "--resume", str(folder)]), log)
-    assert end.code == 0, f"going on ended with {end.code}: {end.said}"
-    assert outcome(folder) == expected, "the end differs from that of a run that was never stopped"
+    def goes_through(self, meaning: str = "", run: Callable[[list[str]], object] = command) -> bool:
+        """Whether `run` came to the end, which is the expected one; if not, it was refused as it has to be, with this meaning."""
+        saves = Saves(self.folder / "saves")
+        before = max(saves.steps())
+        end = run_forked(partial(run, ["train", "--resume", str(self.folder)]), self.log)
+        sentence = end.said.strip().splitlines()[-1]
+        if end.code == 0:
+            assert outcome(self.folder) == self.expected, "the end differs from that of a run that was never stopped"
+            return True
+        assert end.code == 2, f"exit code {end.code}: {end.said[-2000:]}"
+        assert sentence.startswith(f"ttr: {self.folder}"), f"told: {sentence}"
+        assert sentence.endswith(meaning), f"told: {sentence}"
+        assert look_at_run(self.folder).acknowledged >= before, f"of step {before} there is no more than {saves.steps()}"
+        assert not leftovers(self.folder), f"left: {leftovers(self.folder)}"
+        return False
 
 
 def on_small_disk(first: Callable[[Path], list[str]], disk: Path, log: Path, expected: dict[str, str], told: Path) -> None:
-    """In a process of its own: what was tried and what was wrong goes into the file `told`."""
-    findings = Findings()
+    """In a process of its own; what was found goes into the file `told`."""
+    findings, attempt = Findings(), Attempt(disk / "run", log, expected)
     try:
         own_mounts()
         mount(disk)
     except OSError as error:
-        findings.rows.append({"disk": "small", "tried": 0, "outcome": f"not allowed here: {error.strerror}"})
+        findings.rows.append({"disk": "small", "refusals": 0, "then": f"not allowed here: {error.strerror}"})
     else:
-        folder = disk / "run"
-        half(first(folder), log)
-        for pages in range(12):
+        half(first(attempt.folder), log)
+        shutil.copytree(attempt.folder, kept := disk / "kept")
+        through, pages = False, 0
+        while not through and not findings.wrong:
             with findings.expecting(f"full but for {pages} pages"), full(disk, pages):
-                refused(folder, log, command, "No space left on device")
-        findings.rows.append({"disk": "full", "tried": 12, "outcome": "told"})
-        with findings.expecting("read-only"), read_only(disk):
-            refused(folder, log, command, "Read-only file system")
-        with findings.expecting("room again"):
-            goes_on(folder, log, expected)
-        findings.rows.append({"disk": "read-only", "tried": 1, "outcome": "told"})
+                through = attempt.goes_through("No space left on device")
+            pages += 1
+        findings.rows.append({"disk": "full", "refusals": pages - 1, "then": "equal" if through else "WRONG"})
+        shutil.rmtree(attempt.folder)
+        shutil.copytree(kept, attempt.folder)
+        with findings.expecting("read-only"):
+            with read_only(disk):
+                assert not attempt.goes_through("Read-only file system"), "a read-only disk was written to"
+            assert attempt.goes_through(), "it does not go on when the disk can be written"
+            findings.rows.append({"disk": "read-only", "refusals": 1, "then": "equal"})
     told.write_text(json.dumps({"rows": findings.rows, "wrong": findings.wrong}))
 
 
@@ -149,12 +160,13 @@ def report(seed: int, folder: Path, json_path: Path | None) -> int:
     expected = outcome(straight)
     sizes = sorted(path.stat().st_size for path in Saves(straight / "saves").path(STEPS).iterdir())
     half(job.first(limited), log)
+    attempt = Attempt(limited, log, expected)
     for size in sizes[1:]:  # what a process says is longer than the shortest
         with findings.expecting(f"no file over {size - 1} bytes"):
-            refused(limited, log, partial(with_limit, size - 1), "File too large")
+            assert not attempt.goes_through("File too large", partial(with_limit, size - 1)), "a file is longer than it may be"
     with findings.expecting("no limit again"):
-        goes_on(limited, log, expected)
-    findings.rows.append({"disk": "no long files", "tried": len(sizes) - 1, "outcome": "told"})
+        assert attempt.goes_through(), "it does not go on without the limit"
+        findings.rows.append({"disk": "no long files", "refusals": len(sizes) - 1, "then": "equal"})
     disk.mkdir()
     end = run_forked(partial(on_small_disk, job.first, disk, log, expected, folder / "told.json"), folder / "small.txt")
     if end.code:
@@ -162,4 +174,4 @@ def report(seed: int, folder: Path, json_path: Path | None) -> int:
     found = json.loads((folder / "told.json").read_bytes())
     findings.rows += found["rows"]
     findings.wrong += found["wrong"]
-    return findings.finish(f"{sum(row['tried'] for row in findings.rows)} refusals in {time.perf_counter() - start:.0f} s", json_path)
+    return findings.finish(f"{sum(row['refusals'] for row in findings.rows)} refusals in {time.perf_counter() - start:.0f} s", json_path)
