@@ -10,7 +10,7 @@ PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 .DEFAULT_GOAL = help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test peers lint gradients mutants cpu-mutants clean
+.PHONY: help demo test peers lint gradients mutants cpu-mutants faults clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,13 @@ mutants: .venv/.extra-test  ## seed errors into the oracle and see that the test
 
 cpu-mutants: .venv/.extra-test  ## seed errors into the kernels and see that the test named for each catches it
 	@$(BIN)/python -m tests.mutants --cpu $(ARGS)
+
+faults: .venv/.extra-test  ## kill processes, let system calls fail, fill disks, flip bits: nothing may be lost
+	@$(BIN)/python -m tests.faults kills $(ARGS)
+	@$(BIN)/python -m tests.faults calls $(ARGS)
+	@$(BIN)/python -m tests.faults disks $(ARGS)
+	@$(BIN)/python -m tests.faults bits $(ARGS)
+	@$(BIN)/python -m tests.faults resume $(ARGS)
 
 clean:  ## remove .venv, caches and build outputs; runs/ stays
 	@rm -rf .venv build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -24,8 +24,8 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     kills = command("kills", "SIGKILL at random moments, and going on, until all is done")
-    kills.add_argument("--count", type=int, default=200, help="kills of training, and of preprocessing in one process")
-    kills.add_argument("--workers-count", type=int, default=20, help="kills of preprocessing with two workers, of all, and of the first alone")
+    kills.add_argument("--count", type=int, default=200, help="kills of training; half as many of preprocessing in one process")
+    kills.add_argument("--workers-count", type=int, default=10, help="kills of preprocessing with two workers, of all, and of the first alone")
     kills.add_argument("--steps", type=int, default=60, help="steps of each training")
     kills.add_argument("--aircraft", type=int, default=12, help="whose flights are trained on and preprocessed")
     calls = command("calls", "a fault at every system call of whatever is written")

@@ -28,8 +28,6 @@ from .states import digest, leftovers, outcome
 from .tables import Findings
 from .writing import COLUMNS, write_parts, write_slice
 
-LIFE = 0.3
-"""A process lives at most this share of the time that an uninterrupted one takes, so that each run is killed several times, anywhere."""
 LONGER, STUCK = 1.1, 30
 """After a kill without progress the next process may live so much longer, the machine being busy; after so many in a row, a run does not get on."""
 
@@ -52,6 +50,8 @@ class Job:
     """Its arguments, given where it writes."""
     again: Callable[[Path], list[str]]
     """Those after a kill."""
+    life: float
+    """A process lives at most this share of the time that an uninterrupted one takes: a smaller one kills each run more often."""
     look: Callable[[Path], Seen]
     """Asserts that all is whole after a kill."""
     outcome: Callable[[Path], dict[str, str]]
@@ -84,7 +84,7 @@ def kill_until(job: Job, count: int, folder: Path, seed: int, findings: Findings
         run += 1
         begun = time.perf_counter()
         with findings.expecting(f"{job.name}, run {run}, seed {seed}"):
-            row = killed_run(job, folder / f"run-{run}", count - kills, whole_time * LIFE, last, rng, log)
+            row = killed_run(job, folder / f"run-{run}", count - kills, whole_time * job.life, last, rng, log)
             found = job.outcome(folder / f"run-{run}")
             different = [name for name in expected if found[name] != expected[name]]
             findings.rows.append(row | {"end": "DIFFERENT" if different else "equal", "seconds": time.perf_counter() - begun})
@@ -132,7 +132,7 @@ def training(data: Path, steps: int) -> Job:
     def again(folder: Path) -> list[str]:
         return ["train", "--resume", str(folder)] if (folder / "run.json").exists() else first(folder)
 
-    return Job("train", first, again, look_at_run, outcome, telling_start)
+    return Job("train", first, again, 0.3, look_at_run, outcome, telling_start)
 
 
 @contextmanager
@@ -192,7 +192,7 @@ def preprocessing(files: list[Path], workers: int, whole_group: bool) -> Job:
         return ["preprocess", *map(str, files), *COLUMNS, "--shard-tokens", "2000", "--workers", str(workers), "--out", str(out)]
 
     name = f"preprocess, {workers} worker" + ("" if workers == 1 else "s") + ("" if whole_group else ", the first process alone")
-    return Job(name, arguments, arguments, look_at_corpus, corpus_outcome, whole_group=whole_group, refusal="there is something already")
+    return Job(name, arguments, arguments, 1.0, look_at_corpus, corpus_outcome, whole_group=whole_group, refusal="there is something already")
 
 
 PREPROCESSED = 120
@@ -224,7 +224,7 @@ def report(count: int, seed: int, steps: int, aircraft: int, workers_count: int,
     files = write_parts(folder, PREPROCESSED, parts=24)
     jobs = [
         (training(write_slice(folder / "flights.csv", aircraft), steps), count),
-        (preprocessing(files, 1, whole_group=True), count),
+        (preprocessing(files, 1, whole_group=True), (count + 1) // 2),
         (preprocessing(files, 2, whole_group=True), workers_count),
         (preprocessing(files, 2, whole_group=False), workers_count),
     ]
