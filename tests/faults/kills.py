@@ -189,14 +189,14 @@ def preprocessing(files: list[Path], workers: int, whole_group: bool) -> Job:
 
     def arguments(folder: Path) -> list[str]:
         out = folder / "corpus"
-        return ["preprocess", *map(str, files), *COLUMNS, "--shard-tokens", "2000", "--workers", str(workers), "--out", str(out)]
+        return ["preprocess", *map(str, files), *COLUMNS, "--shard-tokens", "5000", "--workers", str(workers), "--out", str(out)]
 
     name = f"preprocess, {workers} worker" + ("" if workers == 1 else "s") + ("" if whole_group else ", the first process alone")
     return Job(name, arguments, arguments, 1.0, look_at_corpus, corpus_outcome, whole_group=whole_group, refusal="there is something already")
 
 
-PREPROCESSED = 120
-"""Aircraft whose flights are preprocessed: so many that reading takes longer than starting."""
+PREPROCESSED = 400, 1
+"""Aircraft, and copies of each, whose flights are preprocessed: so many that reading and writing take longer than starting."""
 DONE = 1_000_000
 """As far as a corpus can come."""
 
@@ -221,7 +221,7 @@ def report(count: int, seed: int, steps: int, aircraft: int, workers_count: int,
     """The command."""
     start, findings = time.perf_counter(), Findings()
     warm()
-    files = write_parts(folder, PREPROCESSED, parts=24)
+    files = write_parts(folder, *PREPROCESSED, parts=24)
     jobs = [
         (training(write_slice(folder / "flights.csv", aircraft), steps), count),
         (preprocessing(files, 1, whole_group=True), (count + 1) // 2),

@@ -180,6 +180,7 @@ def old_file(folder: Path) -> None:
 WORKS = (
     Work("the first save", nothing, lambda folder: save(folder, 1, 2.0), check_save(1, set()), ordered_save),
     Work("a better save", two_saves, lambda folder: save(folder, 3, 1.0), check_save(3, {1, 2}), ordered_save),
+    Work("a save that is not measured", two_saves, lambda folder: save(folder, 3), check_save(3, {1, 2}), ordered_save),
     Work("a model alone", nothing, save_model, check_model),
     Work("a file", old_file, lambda folder: replace_file(folder / "results.json", b"newer"), check_file),
     Work("going on", damaged_saves, go_on, check_go_on),

@@ -25,15 +25,16 @@ def write_slice(path: Path, aircraft: int) -> Path:
     return path
 
 
-def write_parts(folder: Path, aircraft: int, parts: int) -> list[Path]:
-    """The same in several files, one half CSV and the other JSONL."""
+def write_parts(folder: Path, aircraft: int, copies: int, parts: int) -> list[Path]:
+    """The same so many times, each time of other aircraft, in several files, one half CSV and the other JSONL."""
     heading, lines = events_of(aircraft)
     names = heading.strip().split(",")
+    lines = [f"{n}-{line}" for n in range(copies) for line in lines]
     paths = []
     for n in range(parts):
         mine = lines[len(lines) * n // parts : len(lines) * (n + 1) // parts]
         if n % 2:
-            records = [dict(zip(names, line.strip().split(","), strict=True)) for line in mine]
+            records = (dict(zip(names, line.strip().split(","), strict=True)) for line in mine)
             content = "".join(json.dumps(record | {"time": int(record["time"])}) + "\n" for record in records)
         else:
             content = heading + "".join(mine)
