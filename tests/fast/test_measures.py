@@ -7,7 +7,7 @@ import pytest
 
 from tests.fast.test_batches import made_of
 from ttr_fast.commands.options import ModelOptions
-from ttr_fast.data.batches import whole_sequences
+from ttr_fast.data.batches import Marker, transitions, whole_sequences
 from ttr_fast.data.measures import gaps_of, measured_time
 from ttr_fast.data.sequences import EventSequences
 from ttr_fast.errors import UserError
@@ -75,3 +75,31 @@ def test_evaluation_is_the_mean_over_all_events() -> None:
         assert result.median_time_error is not None
         assert result.median_time_error > 0
     assert evaluate(backend, params, events, config)[0].median_time_error is None
+
+
+def test_time_of_texts() -> None:
+    """All tokens of a text have its time, so the gaps are those from text to text; of one text alone there is none."""
+    texts = events_of([("ab", [5000, 5000]), ("a", [2000]), ("bb", [2000, 2000]), ("ab", [3000, 3000])])
+    time = measured_time(texts, "s", of_texts=True)
+    assert (time.origin, time.unit, time.shortest, time.span, time.resolution) == (2000, 1500, 1000, 3000, 1000)
+    with pytest.raises(UserError, match="no entity has two events at different times"):
+        measured_time(texts, "s")
+    alone = measured_time(events_of([("ab", [7, 7])]), "s", of_texts=True)
+    assert (alone.origin, alone.unit, alone.shortest, alone.span, alone.resolution) == (7, 1, 1, 1, 1)
+
+
+def test_large_data_are_measured_on_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The span is that of all."""
+    monkeypatch.setattr("ttr_fast.data.measures.MEASURED", 4)
+    events = events_of([("aa", [0, 10]), ("aa", [0, 99]), ("aa", [0, 20]), ("aa", [0, 1])])
+    assert gaps_of(events, 2).tolist() == [10, 20]
+    time = measured_time(events, "s")
+    assert (time.unit, time.shortest, time.span, time.resolution) == (15, 10, 99, 10)
+
+
+def test_baselines_count_what_is_predicted() -> None:
+    """After the marker b alone, in one part or in many: a follows once, b once; held out, of b → a and a → b."""
+    marker = Marker(1)
+    assert majority_nats(events_of([("abab", [0, 1, 2, 3])]), HELD_OUT, 2, marker) == pytest.approx(-math.log(2 / 4), rel=1e-12)
+    many = [part.next_tokens.tolist() for part in transitions(TRAIN, at_once=1)]
+    assert many == [[0, 1], [0]]

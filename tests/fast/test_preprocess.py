@@ -22,8 +22,9 @@ from ttr_fast.data.event_files import read_events
 from ttr_fast.data.flights import flights_path
 from ttr_fast.data.preprocess import partition, plan, reading, spill
 from ttr_fast.data.preprocess.borders import time_borders
+from ttr_fast.data.preprocess.hashing import Seen, name_hashes, partition_of
 from ttr_fast.data.preprocess.segments import new_sequences, pieces
-from ttr_fast.data.split import split_by_entity
+from ttr_fast.data.split import split_by_entity, uniform
 from ttr_fast.data.text_tokenizer import TERMINATOR
 from ttr_fast.errors import UserError
 
@@ -81,7 +82,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many partitions, many blocks, and names that are forgotten, from a few rows."""
     monkeypatch.setattr(plan, "BYTES_PER_PARTITION", 8 << 10)
     monkeypatch.setattr(spill, "ROWS", 50)
-    monkeypatch.setattr(spill, "MOST_NAMES", 20)
+    monkeypatch.setattr(spill, "NAME_SLOTS", 20)
     monkeypatch.setattr(spill, "TEXT_BYTES", 100)
     monkeypatch.setattr(partition, "ENCODED_AT_ONCE", 3)
 
@@ -177,26 +178,57 @@ def test_a_run_that_died_goes_on_with_what_it_had_finished(
 def test_a_changed_file_is_read_again_and_the_others_are_not(
     two_files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Even if its size is the same."""
     from ttr_fast.data.preprocess import make
 
     a, b = two_files
-    good = b.read_bytes()
-    b.write_bytes(good + b"{}\n")
-    with pytest.raises(UserError, match=r"b\.jsonl:401"):
-        cli.run(["preprocess", str(a), str(b), "--out", str(tmp_path / "out"), "--workers", "1"])
-    assert not (tmp_path / "out").exists()
-    b.write_bytes(good)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(make, "vocabulary", interrupt)
+        preprocess(a, b, out=tmp_path / "out")
+    b.write_text(b.read_text().replace("k1", "k2"))
+    os.utime(b, ns=(0, b.stat().st_mtime_ns + 1))
     paths = []
     monkeypatch.setattr(make, "spill_part", lambda job, advance: paths.append(job.path) or reading.spill_part(job, advance))
     preprocess(a, b, out=tmp_path / "out")
     assert paths == [str(b)]
+    preprocess(a, b, out=tmp_path / "again")
+    assert contents(tmp_path / "out") == contents(tmp_path / "again")
+
+
+def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
-    path = events_file(tmp_path / "a.jsonl", [("e", START, "x"), ("e", START - 1, "x")])
-    with pytest.raises(UserError, match=r"a\.jsonl:2"):
-        preprocess(path, out=tmp_path / "out")
+    path = events_file(tmp_path / "a.jsonl", some_events(1))
+    path.write_text(path.read_text() + "{}\n")
+    with pytest.raises(UserError, match=r"a\.jsonl:401"):
+        cli.run(["preprocess", str(path), "--out", str(tmp_path / "out"), "--workers", "1"])
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+@pytest.mark.parametrize("policy", ["fail", "skip"])
+@pytest.mark.usefixtures("small_pieces")
+def test_times_that_go_back_are_told_with_their_line_or_sorted(
+    tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --sort, the run that stopped goes on, and reads nothing again."""
+    from ttr_fast.data.preprocess import make
+
+    events = some_events(1)
+    late = [("é3", START, "k1")]
+    files = [events_file(tmp_path / "a.jsonl", some_events(2)), events_file(tmp_path / "b.jsonl", events[:300] + late + events[300:])]
+    if policy == "skip":
+        corpus = preprocess(*files, "--on-error", "skip", out=tmp_path / "skipped")
+        assert "1 bad records left out" in capsys.readouterr().out
+        assert sorted(sequences(corpus)) == sorted(expected_sequences(some_events(2) + events, corpus.vocabulary))
+        return
+    with pytest.raises(UserError, match=r"b\.jsonl:301:.* comes after"):
+        cli.run(["preprocess", *map(str, files), "--out", str(tmp_path / "out"), "--workers", "1"])
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(make, "spill_part", None)
+    corpus = preprocess(*files, "--sort", out=tmp_path / "out")
+    assert sorted(sequences(corpus)) == sorted(expected_sequences(some_events(2) + events + late, corpus.vocabulary))
 
 
 def test_two_processes_do_not_make_the_same_corpus(tmp_path: Path) -> None:
@@ -205,6 +237,16 @@ def test_two_processes_do_not_make_the_same_corpus(tmp_path: Path) -> None:
     path = events_file(tmp_path / "a.jsonl", some_events(1))
     with _work_folder(tmp_path / "out"), pytest.raises(UserError, match="another process is making it"):
         cli.run(["preprocess", str(path), "--out", str(tmp_path / "out"), "--workers", "1"])
+
+
+def test_the_side_of_an_entity_is_told_by_its_hash(tmp_path: Path) -> None:
+    """The test set by the smallest numbers, then validation, so that another share for training moves few entities."""
+    names = [f"e{n}" for n in range(300)]
+    events = [(name, START + n, "x") for n, name in enumerate(names)]
+    corpus = preprocess(events_file(tmp_path / "a.jsonl", events), "--split", 0.5, 0.4, 0.1, out=tmp_path / "out")
+    for split, low, high in (("test", 0, 0.1), ("valid", 0.1, 0.5), ("train", 0.5, 1)):
+        expected = [START + n for n, name in enumerate(names) if low <= uniform(name, 0) < high]
+        assert sorted(times[0] for _, times in sequences(corpus, split)) == expected
 
 
 def test_an_entity_is_in_one_split(two_files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -247,6 +289,42 @@ def test_time_borders_are_order_statistics(times: list[int], shares: tuple[int, 
     for border, share in zip(found, (shares[0], shares[0] + shares[1]), strict=True):
         rank = values.size * share // total
         assert border == (None if rank == values.size else np.sort(values)[rank])
+
+
+def plain_hash(name: str) -> int:
+    """As hashing.py says, in Python's integers."""
+    content, most = name.encode(), 2**64
+
+    def mixed(z: int) -> int:
+        z = (z + 0x9E3779B97F4A7C15) % most
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % most
+        z = (z ^ z >> 27) * 0x94D049BB133111EB % most
+        return z ^ z >> 31
+
+    state = mixed(len(content))
+    for at in range(0, len(content), 8):
+        state = mixed(state ^ int.from_bytes(content[at : at + 8], "little"))
+    return state
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), max_size=10))
+def test_hashes_of_names_depend_on_their_bytes_alone(names: list[str]) -> None:
+    assert name_hashes(names).tolist() == [plain_hash(name) for name in names]
+    assert partition_of(name_hashes(names), 8).tolist() == [plain_hash(name) >> 61 for name in names]
+
+
+@given(st.lists(st.lists(st.integers(0, 15), max_size=10), max_size=5))
+def test_a_name_is_new_when_it_comes_up_first(chunks: list[list[int]]) -> None:
+    """With slots for all, exactly then; with few, it may be new again, but is never missed."""
+    roomy, tight, before = Seen(16), Seen(3), set[int]()
+    for chunk in chunks:
+        hashes = np.array(chunk, np.uint64)
+        new = roomy.new(hashes).tolist()
+        assert sorted(chunk[i] for i in new) == sorted(set(chunk) - before)
+        again = [chunk[i] for i in tight.new(hashes).tolist()]
+        assert len(set(again)) == len(again)
+        assert set(again) >= set(chunk) - before
+        before |= set(chunk)
 
 
 @given(

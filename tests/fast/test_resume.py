@@ -113,6 +113,24 @@ def test_killed_after_its_last_step(run_folder: Path, tmp_path: Path) -> None:
     assert json.loads((folder / "results.json").read_bytes())["held_out"] == results
 
 
+def test_killed_before_its_first_save(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the beginning; its lines are written anew. And other versions of what computes are named."""
+    straight, folder = tmp_path / "straight", tmp_path / "killed"
+    cli.run(options(corpus, straight, 6, "--backend", "reference"))
+    folder.mkdir()
+    for name in ("config.toml", "run.json", "metrics.jsonl"):
+        shutil.copy(straight / name, folder)
+    run = json.loads((folder / "run.json").read_bytes())
+    run["versions"] |= {"numpy": "1.0", "abacus": "2"}
+    (folder / "run.json").write_text(json.dumps(run))
+    capsys.readouterr()
+    cli.run(["train", "--resume", str(folder)])
+    assert metrics_of(folder) == metrics_of(straight)
+    assert (folder / "checkpoint/params.safetensors").read_bytes() == (straight / "checkpoint/params.safetensors").read_bytes()
+    said = f"what computes is not what it was, so the last bits may differ: abacus 2 → None, numpy 1.0 → {np.__version__}\n"
+    assert said in capsys.readouterr().err
+
+
 def test_what_cannot_be_resumed_is_told(corpus: Path, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     cli.run(["train", "--resume", str(run_folder)])

@@ -15,7 +15,11 @@ from tests.fast.conftest import COLUMNS, SMALL, START
 from tests.ref.bounds import same_bits
 from ttr_fast import cli
 from ttr_fast.commands.configuration import from_toml
+from ttr_fast.commands.dataset import read_dataset
+from ttr_fast.commands.options import Columns
+from ttr_fast.commands.report import Row, table
 from ttr_fast.commands.train import NOT_IN_FILES, Command
+from ttr_fast.data.batches import Marker
 from ttr_fast.data.corpus import open_corpus
 from ttr_fast.errors import UserError
 from ttr_fast.training.checkpoint import EventSource, TextSource, load_checkpoint, load_state, load_tokenizer
@@ -291,3 +295,24 @@ def test_model_flops_by_hand(window: int | None, pairs: int) -> None:
     block = 8 * (8 + 2 * 4) + 8 * 8 + 8 * 10 + 5 * 8
     expected = 6 * (2 * block * 12 + (7 * 8 + 8 * 9) * 5) + 12 * 8 * 2 * pairs
     assert model_flops(model_init(config, 0), batch, config) == expected
+
+
+def test_the_table_is_aligned() -> None:
+    """Also where all names are short; what a model does not predict stays empty."""
+    heading, _, row = table([Row("model", 1.25)], None, "token").splitlines()
+    assert heading == "held-out nats per token  next token   next time   median error of the time (ticks)"
+    assert row == "model                         1.250"
+    assert len(row) == heading.index("next token") + len("next token")
+
+
+def test_markers_of_events(tmp_path: Path) -> None:
+    """Where the vocabulary has </s>, targets end with it; a side without a target is told."""
+    rows = [f"{e},{START + n},{token}" for e in "abcdefgh" for n, token in enumerate(["x", "ask", "y", "</s>", "x"])]
+    (tmp_path / "e.csv").write_text("\n".join(["entity,time,token", *rows, f"a,{START + 9},last"]))
+    data = read_dataset(tmp_path / "e.csv", Columns(), False, 0.5)
+    assert data.vocabulary == ("</s>", "ask", "last", "x", "y")
+    assert data.marker("ask") == Marker(1, 0)
+    assert data.marker(None) is None
+    with pytest.raises(UserError) as told:
+        data.marker("last")
+    assert str(told.value) == "there is nothing to learn from: no sequence of the training data has a token after 'last'"

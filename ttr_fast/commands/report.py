@@ -29,12 +29,13 @@ class Row:
     median_time_error: float | None = None
 
 
-def table(rows: list[Row], tick_seconds: float | None) -> str:
-    """Rows under a heading, errors in hours where times are calendar times."""
+def table(rows: list[Row], tick_seconds: float | None, what: str = "event") -> str:
+    """Rows under a heading, errors in hours where times are calendar times; what: of which the nats are."""
     unit = "ticks" if tick_seconds is None else "hours"
     to_hours = 1.0 if tick_seconds is None else tick_seconds / HOUR_SECONDS
-    width = max(len(r.name) for r in rows)
-    heading = f"{'held-out nats per event':{width}}  next token   next time   median error of the time ({unit})"
+    title = f"held-out nats per {what}"
+    width = max(map(len, (title, *(r.name for r in rows))))
+    heading = f"{title:{width}}  next token   next time   median error of the time ({unit})"
     lines = [heading, "-" * len(heading)]
     for r in rows:
         error = None if r.median_time_error is None else r.median_time_error * to_hours

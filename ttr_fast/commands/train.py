@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import tyro
@@ -51,7 +52,7 @@ class Command:
         ttr train --resume runs/visits
     """
 
-    config: tyro.conf.Positional[str | None] = None
+    config: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="CONFIG")] = None
     """A TOML file with options, or one of the presets flights, text, original; it stands before all options."""
     data: Path | None = None
     """The file of events, or the folder of the corpus."""
@@ -203,4 +204,5 @@ class Training:
         if self.command.json:
             print(results.decode())
         else:
-            print(f"{table(rows, self.time.tick_seconds)}\n\ncheckpoint, metrics, results and plots are in {folder}")
+            print(table(rows, self.time.tick_seconds, "token" if data.of_texts else "event"))
+            print(f"\ncheckpoint, metrics, results and plots are in {folder}")

@@ -93,8 +93,6 @@ def open_shard(path: Path, entry: ShardEntry, time_dtype: TimeDType) -> Shard:
         end = until
     if start + end != entry.bytes:
         raise UserError(f"{path}: the header is damaged: its tensors end at byte {start + end}, expected {entry.bytes}")
-    if start % ALIGNMENT:
-        raise UserError(f"{path}: the header is damaged: it ends at byte {start}, expected a multiple of {ALIGNMENT}")
     shard = Shard(arrays["tokens"], arrays["times"], arrays["offsets"])
     if problem := offsets_problem(shard):
         raise UserError(f"{path}: damaged: {problem}")

@@ -112,7 +112,7 @@ def _read(plan: Plan, work: Path, out: Path, workers: int) -> list[Path]:
     bad = [work / f"bad-{k}.jsonl" for k in keys]
     _sweep(work, "part-", {folder.name for folder in folders})
     _sweep(work, "bad-", {path.name for path in bad})
-    jobs = [PartJob(path, folder, lines, plan.reading, plan.partitions)
+    jobs = [PartJob(path, folder, lines, plan.reading.by_reader, plan.partitions)
             for path, folder, lines in zip(plan.paths, folders, bad, strict=True) if not folder.exists()]  # fmt: skip
     try:
         with _progress("read", sum(Path(job.path).stat().st_size for job in jobs), "B") as advance:
@@ -150,12 +150,13 @@ def _layout(plan: Plan, folders: Sequence[Path], parts: Sequence[Part], tokens: 
             lambda: (times for folder, part in zip(folders, parts, strict=True) for times in each_time(folder, part)),
             sum(part.rows for part in parts), plan.splitting.shares, float_times,
         )  # fmt: skip
-    return Layout(tuple(folders), tokens, plan.segments, plan.splitting, borders, _tick_seconds(plan), float_times, plan.shard_tokens)
+    return Layout(plan.paths, tuple(folders), plan.reading, tokens, plan.segments, plan.splitting, borders, _tick_seconds(plan), float_times,
+                  plan.shard_tokens)  # fmt: skip
 
 
 def _written(plan: Plan, work: Path, layout: Layout, workers: int) -> list[tuple[Path, Done]]:
     """The folder of each partition, with what is in it."""
-    common = key(FORMAT, [folder.name for folder in layout.parts], layout.tokens.name, *layout[2:])
+    common = key(FORMAT, [folder.name for folder in layout.parts], layout.tokens.name, layout.reading, *layout[4:])
     folders = [work / f"shards-{common}-{n:05d}" for n in range(plan.partitions)]
     _sweep(work, "shards-", {folder.name for folder in folders})
     jobs = [PartitionJob(n, folder, layout) for n, folder in enumerate(folders) if not folder.exists()]

@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 
 from ttr_fast.durable import flush, write_durably
 
+from ...errors import UserError
 from ..corpus import SPLITS, SplitName, shard_name
 from ..dates import dates
 from ..sequences import Times
 from ..shards import ShardEntry, Tokens, write_shard
+from ..sources.records import Problems
 from ..split import uniform
 from ..text_tokenizer import TextTokenizer
 from .borders import Borders
-from .plan import Segments, Splitting
+from .plan import Reading, Segments, Splitting
+from .reading import opened
 from .segments import Integers, Pieces, new_sequences, pieces, ranges
 from .spill import PART_FILE, Part, Rows, load_partition
 from .tokens import numbers_of, prefixes
@@ -38,9 +41,11 @@ class Done(msgspec.Struct, frozen=True):
 
 
 class Layout(NamedTuple):
-    """What is the same for all partitions. borders: where the split is by time."""
+    """What is the same for all partitions. paths: of the sources, and parts what was made of them. borders: where the split is by time."""
 
+    paths: tuple[str, ...]
     parts: tuple[Path, ...]
+    reading: Reading
     tokens: Path
     segments: Segments
     splitting: Splitting
@@ -121,17 +126,15 @@ def _known(folders: tuple[Path, ...], tokens: Path) -> tuple[list[Part], TextTok
 
 
 def _sorted(rows: Rows, layout: Layout, tokenizer: TextTokenizer | None) -> _Records:
-    names = sorted(range(len(rows.names)), key=rows.names.__getitem__)
-    rank = np.empty(len(names), np.int64)
-    rank[names] = np.arange(len(names))
-    entities = rank[rows.entities]
-    times = rows.times.astype(np.float64) if layout.float_times else rows.times
-    order = _order(entities, times)
-    entities, times = entities[order], times[order]
+    times = rows.times.astype(np.float64, copy=False) if layout.float_times else rows.times
+    order, in_order = _order(rows.entities, times)
+    if not in_order and not layout.reading.sort:
+        _check_order(rows, layout)
+    entities, times = rows.entities[order], times[order]
     if layout.splitting.by == "time":
         sides = sum((times >= border).astype(np.int8) for border in layout.borders if border is not None) + np.zeros(times.size, np.int8)
     else:
-        sides = np.array([_side(rows.names[i], layout.splitting.shares) for i in names], np.int8)[entities]
+        sides = np.array([_side(name, layout.splitting.shares) for name in rows.names], np.int8)[entities]
     if tokenizer is None:
         return _Records(entities, times, sides, rows.codes[order], np.arange(order.size + 1))
     encoded = list[NDArray[np.int32]]()
@@ -140,14 +143,28 @@ def _sorted(rows: Rows, layout: Layout, tokenizer: TextTokenizer | None) -> _Rec
     return _Records(entities, times, sides, _joined(encoded), np.cumsum([0, *map(len, encoded)]))
 
 
-def _order(entities: Integers, times: Times) -> Integers:
-    """By entity, then time; equal ones as they stand."""
+def _order(entities: Integers, times: Times) -> tuple[Integers, bool]:
+    """By entity, then time; equal ones as they stand. And whether each entity's times stood in order."""
     if entities.size and entities.max() < 1 << 16:
         entities = entities.astype(np.uint16)  # which is sorted by its digits, ten times as fast
     order = np.argsort(entities, kind="stable")
     back = np.diff(times[order]) < 0
     inside = entities[order][1:] == entities[order][:-1]
-    return np.lexsort((times, entities)) if (back & inside).any() else order
+    in_order = not (back & inside).any()
+    return order if in_order else np.lexsort((times, entities)), in_order
+
+
+def _check_order(rows: Rows, layout: Layout) -> None:
+    """Raises UserError, with the place, if an entity's times go back within one of the sources; between them they may."""
+    reading = layout.reading
+    if reading == reading.by_reader:
+        return  # the reader has looked
+    ends = np.cumsum(rows.sources)
+    for path, start, end in zip(layout.paths, ends - rows.sources, ends, strict=True):
+        if not _order(rows.entities[start:end], rows.times[start:end])[1]:
+            for _ in opened(path, reading, Problems()).chunks():
+                pass
+            raise UserError(f"{path}: changed while it was read")
 
 
 def _side(name: str, shares: tuple[float, float, float]) -> int:

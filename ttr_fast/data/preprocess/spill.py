@@ -1,13 +1,12 @@
 """Records on disk between reading and writing: one file for each source, in which every block has rows of one partition of the entities.
 
-A block is, as raw little-endian arrays: the codes of entities that come up for the first time (u32), the lengths of their names (u32) and the
-names; the code of each row's entity (u32), the times (i64 or f64), and either the code of each row's token (u32), or the length of each row's text
-(u32) and the texts. Codes count what the file has; the same name may come up again under a second code.
+A block is, as raw arrays: the hashes of entities' names that may not have come up before (u64), the lengths of the names (u32) and the names; the
+hash of each row's entity (u64), the times (i64 or f64), and either the code of each row's token (u32), which counts what the file has, or the length
+of each row's text (u32) and the texts.
 """
 
-from array import array
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -17,12 +16,12 @@ from numpy.typing import NDArray
 
 from ..corpus import Counted
 from ..sequences import Times
-from ..split import uniform
+from .hashing import Hashes, Seen, name_hashes, partition_of
 
 ROWS, TEXT_BYTES = 1 << 19, 16 << 20
 """Rows, or bytes of text, that are gathered before they are written."""
-MOST_NAMES = 1 << 19
-"""Names that are remembered; with more, they are forgotten and get new codes."""
+NAME_SLOTS = 1 << 22
+"""For names that are remembered: 32 MB, in which few of a million names are written again."""
 ROWS_FILE, PART_FILE = "rows.bin", "part.json"
 
 
@@ -49,15 +48,11 @@ class Part(msgspec.Struct, frozen=True):
     blocks: list[Block]
 
 
-class Codes(dict[str, int]):
+class _Codes(dict[str, int]):
     """Numbers for texts, as they come up."""
 
-    def __init__(self, first: int = 0) -> None:
-        super().__init__()
-        self.first = first
-
     def __missing__(self, text: str) -> int:
-        self[text] = code = self.first + len(self)
+        self[text] = code = len(self)
         return code
 
     def of(self, texts: Sequence[str]) -> NDArray[np.uint32]:
@@ -65,87 +60,86 @@ class Codes(dict[str, int]):
         return np.fromiter(map(self.__getitem__, texts), np.uint32, len(texts))
 
 
+class _Waiting(NamedTuple):
+    """Rows that are yet to be written, and the names that are new with them."""
+
+    hashes: Hashes
+    times: Times
+    payload: NDArray[np.uint32]
+    texts: Sequence[bytes]
+    new: Hashes
+    new_names: list[bytes]
+
+
 class Spill:
     """The writer of ROWS_FILE."""
 
     def __init__(self, file: IO[bytes], partitions: int) -> None:
         self.file, self.partitions = file, partitions
-        self.names, self.tokens = Codes(), Codes()
+        self.seen, self.tokens = Seen(NAME_SLOTS), _Codes()
         self.counts = np.zeros(0, np.int64)
-        self.partition_of = array("H")  # of the names
-        self.waiting: list[tuple[NDArray[np.uint32], Times, NDArray[np.uint32], list[bytes]]] = []
+        self.waiting: list[_Waiting] = []
         self.waiting_rows = self.waiting_bytes = self.rows = 0
         self.blocks: list[Block] = []
 
     def add_events(self, entities: Sequence[str], times: Times, tokens: Sequence[str]) -> None:
         """Rows of events."""
-        self._add(self.names.of(entities), times, self.tokens.of(tokens), [])
+        self._add(entities, times, self.tokens.of(tokens), [])
 
     def add_texts(self, entities: Sequence[str], times: Times, texts: Sequence[bytes]) -> None:
         """Rows of texts in UTF-8."""
-        lengths = np.fromiter(map(len, texts), np.uint32, len(texts))
-        self._add(self.names.of(entities), times, lengths, list(texts))
+        self._add(entities, times, np.fromiter(map(len, texts), np.uint32, len(texts)), texts)
 
     def flush(self) -> None:
         """Write what is waiting."""
         if not self.waiting:
             return
-        written, first = len(self.partition_of), self.names.first
-        new = list(islice(self.names, written, None))
-        self.partition_of.extend(int(uniform(name, 0) * self.partitions) for name in new)
-        partition_of = np.frombuffer(self.partition_of, np.uint16)
-        codes = np.concatenate([w[0] for w in self.waiting])
-        # one dtype for all of them: integers that stand beside fractions are to be float64 in any case
-        times = np.concatenate([w[1] for w in self.waiting])
-        payload = np.concatenate([w[2] for w in self.waiting])
-        texts = [text for w in self.waiting for text in w[3]]
-        rows_of = _by_partition(partition_of[codes - first], self.partitions)
-        names_of = _by_partition(partition_of[written:], self.partitions)
-        for partition, (rows, fresh) in enumerate(zip(rows_of, names_of, strict=True)):
+        columns = list(zip(*self.waiting, strict=True))
+        # times have one dtype in a block: integers that stand beside fractions are to be float64 in any case
+        hashes, times, payload, new = (np.concatenate(columns[n]) for n in (0, 1, 2, 4))
+        texts, new_names = list(chain.from_iterable(columns[3])), list(chain.from_iterable(columns[5]))
+        rows_of, new_of = (_by_partition(partition_of(some, self.partitions), self.partitions) for some in (hashes, new))
+        for partition, (rows, fresh) in enumerate(zip(rows_of, new_of, strict=True)):
             if rows.size:
-                self._write(partition, [new[i].encode() for i in fresh.tolist()], fresh + (first + written), codes[rows], times[rows], payload[rows],
-                            [texts[i] for i in rows.tolist()] if texts else [])  # fmt: skip
-        self._count(payload, bool(texts))
-        self.rows += codes.size
+                names, these = [new_names[i] for i in fresh.tolist()], [texts[i] for i in rows.tolist()] if texts else []
+                self._write(partition, _Waiting(hashes[rows], times[rows], payload[rows], these, new[fresh], names))
+        if not texts:
+            counts = np.bincount(payload, minlength=len(self.tokens))
+            counts[: self.counts.size] += self.counts
+            self.counts = counts
+        self.rows += hashes.size
         self.waiting, self.waiting_rows, self.waiting_bytes = [], 0, 0
-        if len(self.names) > MOST_NAMES:
-            self.names, self.partition_of = Codes(first + len(self.names)), array("H")
 
     def token_counts(self) -> list[Counted]:
         """The tokens of events, by code."""
         return [Counted(token, count) for token, count in zip(self.tokens, self.counts.tolist(), strict=True)]
 
-    def _add(self, codes: NDArray[np.uint32], times: Times, payload: NDArray[np.uint32], texts: list[bytes]) -> None:
-        self.waiting.append((codes, times, payload, texts))
-        self.waiting_rows += codes.size
-        self.waiting_bytes += int(payload.sum(dtype=np.int64)) if texts else 0
+    def _add(self, entities: Sequence[str], times: Times, payload: NDArray[np.uint32], texts: Sequence[bytes]) -> None:
+        hashes = name_hashes(entities)
+        new = self.seen.new(hashes)
+        self.waiting.append(_Waiting(hashes, times, payload, texts, hashes[new], [entities[i].encode() for i in new.tolist()]))
+        self.waiting_rows += hashes.size
+        self.waiting_bytes += sum(map(len, texts))
         if self.waiting_rows >= ROWS or self.waiting_bytes >= TEXT_BYTES:
             self.flush()
 
-    def _count(self, payload: NDArray[np.uint32], with_texts: bool) -> None:
-        if not with_texts:
-            counts = np.bincount(payload, minlength=len(self.tokens))
-            counts[: self.counts.size] += self.counts
-            self.counts = counts
-
-    def _write(self, partition: int, names: list[bytes], fresh: NDArray[np.int64], codes: NDArray[np.uint32], times: Times,
-               payload: NDArray[np.uint32], texts: list[bytes]) -> None:  # fmt: skip
-        lengths = np.fromiter(map(len, names), np.uint32, len(names))
-        block = Block(partition, self.file.tell(), len(names), int(lengths.sum()), codes.size, sum(map(len, texts)), times.dtype == np.float64)
-        self.blocks.append(block)
-        columns = [codes.tobytes(), times.tobytes(), payload.tobytes()]
-        for content in (fresh.astype(np.uint32).tobytes(), lengths.tobytes(), *names, *columns, *texts):
-            self.file.write(content)
+    def _write(self, partition: int, rows: _Waiting) -> None:
+        lengths = np.fromiter(map(len, rows.new_names), np.uint32, rows.new.size)
+        sizes = (rows.new.size, int(lengths.sum()), rows.hashes.size, sum(map(len, rows.texts)))
+        self.blocks.append(Block(partition, self.file.tell(), *sizes, rows.times.dtype == np.float64))
+        columns = (rows.hashes.tobytes(), rows.times.tobytes(), rows.payload.tobytes())
+        self.file.writelines((rows.new.tobytes(), lengths.tobytes(), *rows.new_names, *columns, *rows.texts))
 
 
 class Rows(NamedTuple):
     """What is loaded of a block or of a partition.
 
-    names     of the entities, distinct
+    names     of the entities, in order
     entities  (n,) int64, index into names
     times     (n,) int64 or float64
     codes     (n,) uint32: of tokens for events, in the numbers of the whole corpus; empty for texts
     texts     n texts; none for events
+    sources   (s,) int64, rows of each source
     """
 
     names: list[str]
@@ -153,37 +147,41 @@ class Rows(NamedTuple):
     times: Times
     codes: NDArray[np.uint32]
     texts: list[str]
+    sources: NDArray[np.int64]
 
 
 def load_partition(folders: Sequence[Path], parts: Sequence[Part], partition: int, tokens: Sequence[NDArray[np.uint32]]) -> Rows:
     """The rows of a partition in the order of the sources. tokens: for each source of events, the corpus's number of each of its codes."""
-    ids = dict[str, int]()
-    entities, times, codes, texts = [np.empty(0, np.int64)], list[Times](), [np.empty(0, np.uint32)], list[str]()
+    name_of = dict[int, str]()
+    hashes, times, codes, texts = [np.empty(0, np.uint64)], list[Times](), [np.empty(0, np.uint32)], list[str]()
+    sources = np.zeros(len(parts), np.int64)
     for n, (folder, part) in enumerate(zip(folders, parts, strict=True)):
-        fresh, numbers = [np.empty(0, np.uint32)], list[int]()
         with (folder / ROWS_FILE).open("rb") as file:
             for block in (b for b in part.blocks if b.partition == partition):
                 file.seek(block.at)
-                fresh.append(_array(file, np.uint32, block.names))
-                numbers += [ids.setdefault(name, len(ids)) for name in _cut(file, _array(file, np.uint32, block.names))]
-                known = np.concatenate(fresh)
-                rows = _array(file, np.uint32, block.rows)
-                entities.append(np.array(numbers, np.int64)[np.searchsorted(known, rows)])
+                new = _array(file, np.uint64, block.names).tolist()
+                name_of.update(zip(new, _cut(file, _array(file, np.uint32, block.names)), strict=True))
+                hashes.append(_array(file, np.uint64, block.rows))
                 times.append(_array(file, np.float64 if block.float_times else np.int64, block.rows))
                 payload = _array(file, np.uint32, block.rows)
+                sources[n] += block.rows
                 if part.with_texts:
                     texts += _cut(file, payload)
                 else:
                     codes.append(tokens[n][payload])
-                fresh = [known]
-    return Rows(list(ids), np.concatenate(entities), np.concatenate([np.empty(0, np.int64), *times]), np.concatenate(codes), texts)
+    known = sorted(name_of.items(), key=lambda item: item[1])
+    by_hash = np.array([number for number, _ in known], np.uint64)
+    order = np.argsort(by_hash)
+    entities = order[np.searchsorted(by_hash[order], np.concatenate(hashes))]
+    joined: Times = np.concatenate(times) if times else np.empty(0, np.int64)  # type: ignore[assignment]  # of one of the two dtypes
+    return Rows([name for _, name in known], entities, joined, np.concatenate(codes), texts, sources)
 
 
 def each_time(folder: Path, part: Part) -> Iterator[Times]:
     """All times of a source, block by block."""
     with (folder / ROWS_FILE).open("rb") as file:
         for block in part.blocks:
-            file.seek(block.at + 8 * block.names + block.name_bytes + 4 * block.rows)
+            file.seek(block.at + 12 * block.names + block.name_bytes + 8 * block.rows)
             yield _array(file, np.float64 if block.float_times else np.int64, block.rows)
 
 
@@ -191,7 +189,7 @@ def each_text(folder: Path, part: Part) -> Iterator[tuple[list[str], Times]]:
     """All texts of a source with their times, block by block."""
     with (folder / ROWS_FILE).open("rb") as file:
         for block in part.blocks:
-            file.seek(block.at + 8 * block.names + block.name_bytes + 4 * block.rows)
+            file.seek(block.at + 12 * block.names + block.name_bytes + 8 * block.rows)
             times: Times = _array(file, np.float64 if block.float_times else np.int64, block.rows)
             yield _cut(file, _array(file, np.uint32, block.rows)), times
 

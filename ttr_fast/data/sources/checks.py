@@ -1,6 +1,6 @@
 """From the columns of a block to a chunk of events or texts: what holds for every format. Bad records are left out and told."""
 
-from collections.abc import Container, Mapping, Sequence, Set
+from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from ...errors import quoted
@@ -105,9 +105,8 @@ class Order:
     def check(self, entities: Sequence[str], times: Times, written: Sequence[Any], bad: Bad, field: int) -> None:
         """Adds rows that come too late to the bad ones."""
         latest, before = self.latest, self.latest.get
-        for i, (entity, time) in enumerate(zip(entities, times.tolist(), strict=True)):
-            if bad and i in bad:
-                continue
+        rows: Iterable[tuple[int, str, int | float]] = zip(range(len(entities)), entities, times.tolist(), strict=True)
+        for i, entity, time in [row for row in rows if row[0] not in bad] if bad else rows:
             if time < before(entity, time):
                 problem = f"time {quoted(str(written[i]))} of entity {quoted(entity)} comes after {self.clock.text(latest[entity])}"
                 bad[i] = field, f"{problem}, expected records in order of time or --sort"

@@ -96,26 +96,43 @@ class _Csv:
             self.at.append(first)
 
     def _plain(self, block: Lines) -> Rows | None:
-        """The columns of a block that has no quotes, no blank lines, nothing wrong; None if it is not so simple."""
-        if b'"' in block.data or b"\0" in block.data or not block.data:
+        """The columns of a block in which each line is a row, without blank lines, nothing wrong; None if it is not so simple."""
+        if b"\0" in block.data or not block.data:
             return None
         try:
-            text = block.data.decode().replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
+            text = block.data.decode()
         except UnicodeDecodeError:
             return None
+        columns = self._quoted(text) if '"' in text else self._unquoted(text)
+        if columns is None:
+            return None
+        lines = np.arange(block.first, block.first + len(columns[0]))
+        return Rows(columns, lines, [], block.read, partial(self._place, lines.tolist()), block.data.splitlines().__getitem__)
+
+    def _unquoted(self, text: str) -> list[list[Any]] | None:
+        text = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
         # a mark after each row stands exactly where a row of the right width ends
         flat = text.replace("\n", ",\n,").split(",")
         step, count = self.width + 1, text.count("\n") + 1
         ends = flat[self.width :: step]
         if len(flat) != count * step - 1 or ends.count("\n") != count - 1 or (self.width == 1 and "" in flat):
             return None
-        columns: list[list[Any]] = [[ABSENT] * count if at is None else flat[at::step] for at in self.at]
-        lines = np.arange(block.first, block.first + count)
-        return Rows(columns, lines, [], block.read, partial(self._place, lines.tolist()), lambda row: text.split("\n")[row].encode())
+        return [[ABSENT] * count if at is None else flat[at::step] for at in self.at]
+
+    def _quoted(self, text: str) -> list[list[Any]] | None:
+        lines = list(io.StringIO(text, newline=""))
+        try:
+            rows = list(csv.reader(lines, strict=True))
+        except csv.Error:
+            return None
+        if len(rows) != len(lines) or set(map(len, rows)) != {self.width}:
+            return None
+        return [[ABSENT] * len(rows) if at is None else [row[at] for row in rows] for at in self.at]
 
     def _all_of(self, lines: "_Lines") -> Iterator[Rows]:
         """By the csv module, until the lines are used up; it may take more blocks if a record does not end with its own."""
-        while lines.any_left():
+        more = True
+        while more:
             rows: list[Row] = []
             faults: list[Fault] = []
             taken = lines.blocks_taken
@@ -125,6 +142,7 @@ class _Csv:
                     faults.append(found)
                 elif found.fields:
                     rows.append(found)
+            more = lines.any_left()
             yield self._rows(rows, faults, lines.bytes_read())
 
     def _record(self, lines: "_Lines") -> Row | Fault:
@@ -132,7 +150,7 @@ class _Csv:
         line = lines.number
         lines.start_record()
         try:
-            fields = next(csv.reader(lines, strict=True))
+            fields = next(lines.reader)
         except _BadLine as error:
             return Fault(error.line, f"{self.path}:{error.line}", error.reason, _bytes(lines.written()))
         except csv.Error as error:
@@ -174,6 +192,7 @@ class _Lines:
 
     def __init__(self, path: Path, blocks: Iterator[Lines], block: Lines | None = None) -> None:
         self.path, self.blocks = path, blocks
+        self.reader = csv.reader(self, strict=True)
         self.blocks_taken = self.read = 0
         self.number = 1
         self.following = ""

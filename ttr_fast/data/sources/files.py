@@ -10,7 +10,7 @@ from typing import IO, NamedTuple
 from ...errors import UserError, quoted
 from .rows import RECORD_LIMIT
 
-BLOCK = 1 << 20
+BLOCK = 1 << 17  # what is made of one fits the caches
 EXPECTED_FILE = "a .csv, .json, .jsonl (each also .gz) or .parquet file"
 # deflate packs at most 1032 to 1; logs are packed 5 to 30 to 1, so what unpacks to this much more is there to fill memories
 UNPACKED_FREELY, MOST_PER_BYTE = 64 << 20, 300

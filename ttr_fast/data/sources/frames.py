@@ -18,6 +18,7 @@ from .rows import RECORD_LIMIT
 
 Positions = NDArray[np.int64]
 SPACE = b" \t\r\n"
+MAYBE_BLANK = (b"\n ", b"\n\t", b"\n\r")
 IS_SPACE = np.isin(np.arange(256), list(SPACE))
 DEPTH_CHANGE = np.zeros(256, np.int8)
 DEPTH_CHANGE[list(b"[{")] = 1
@@ -40,7 +41,7 @@ def lines_of(path: Path) -> Iterator[Frame]:
         if not records[-1]:
             records.pop()
         lines = np.arange(block.first, block.first + len(records))
-        if not all(records) or any(record.isspace() for record in records):
+        if not all(records) or any(blank in block.data for blank in MAYBE_BLANK) or block.data[:1] in (b" ", b"\t", b"\r"):
             kept = [i for i, record in enumerate(records) if record.strip(SPACE)]
             records, lines = [records[i] for i in kept], lines[kept]
         yield Frame(records, lines, np.zeros(len(records), np.int64), block.read)
@@ -101,7 +102,7 @@ class _Array:
     def _elements(self, data: bytes, read: int) -> Frame:
         byte = np.frombuffer(data, np.uint8)
         outside = self._outside_text(byte)
-        depth = self.depth + np.cumsum(np.where(outside, DEPTH_CHANGE[byte], 0), dtype=np.int64)
+        depth = self.depth + np.cumsum(DEPTH_CHANGE[byte] * outside, dtype=np.int32)
         ends = np.flatnonzero(outside & (((byte == ord(",")) & (depth == 1)) | (depth == 0)))
         closing = ends[depth[ends] == 0][:1]  # all after it is no part of the array
         if closing.size:
@@ -154,7 +155,7 @@ class _Array:
         backslash = np.flatnonzero(byte == ord("\\"))
         if backslash.size or self.escaped:
             quote &= ~self._escaped(backslash, byte.size)
-        inside = (np.cumsum(quote, dtype=np.int64) + self.in_text) % 2 == 1
+        inside = np.logical_xor(np.bitwise_xor.accumulate(quote.view(np.uint8)), self.in_text)
         if byte.size:
             self.in_text = bool(inside[-1])
         outside: NDArray[np.bool_] = ~(inside | quote)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class JsonRows:
     def __init__(self, path: Path, wanted: Sequence[Wanted], text: str | None) -> None:
         self.path, self.wanted, self.text = path, wanted, text
         self.keys = [b'"' + field.name.encode() + b'"' for field in wanted]
+        self.values = [attrgetter(f"f{k}") for k in range(len(wanted))]
         self.decode = msgspec.json.Decoder(_record_type(path, wanted, text)).decode
 
     def rows(self, frames: Iterable[Frame]) -> Iterator[Rows]:
@@ -72,12 +74,12 @@ class JsonRows:
     def _columns(self, found: list[Any]) -> list[list[Any]]:
         if str in set(map(type, found)):
             return [[self._of_any(row, k) for row in found] for k in range(len(self.wanted))]
-        return [[getattr(row, name) for row in found] for name in (f"f{k}" for k in range(len(self.wanted)))]
+        return [list(map(value_of, found)) for value_of in self.values]
 
     def _of_any(self, row: Any, k: int) -> Any:
         if type(row) is str:
             return row if self.wanted[k].name == self.text else ABSENT
-        return getattr(row, f"f{k}")
+        return self.values[k](row)
 
     def _rows(self, frame: Frame, columns: list[list[Any]], faults: list[Fault]) -> Rows:
         return Rows(columns, frame.lines, faults, frame.read, partial(self._field_place, frame), frame.records.__getitem__)

@@ -93,7 +93,9 @@ class Clock:
 
     def text(self, time: int | float) -> str:
         """A time as it is shown in a message."""
-        return (EPOCH + timedelta(seconds=time)).isoformat() if self.unit == "iso8601" else str(time)
+        if self.unit == "iso8601":
+            return (EPOCH + timedelta(seconds=time)).isoformat()
+        return str(int(time) if time == int(time) else time)
 
     @property
     def expected(self) -> str:
