@@ -10,7 +10,7 @@ PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 .DEFAULT_GOAL = help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test peers lint gradients mutants cpu-mutants fuzz clean
+.PHONY: help demo test peers lint gradients mutants cpu-mutants faults fuzz clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,13 @@ cpu-mutants: .venv/.extra-test  ## seed errors into the kernels and see that the
 
 fuzz: .venv/.extra-test  ## damage files for every reader and see that each gets one sentence
 	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+faults: .venv/.extra-test  ## kill processes, let system calls fail, fill disks, flip bits: nothing may be lost
+	@$(BIN)/python -m tests.faults kills $(ARGS)
+	@$(BIN)/python -m tests.faults calls $(ARGS)
+	@$(BIN)/python -m tests.faults disks $(ARGS)
+	@$(BIN)/python -m tests.faults bits $(ARGS)
+	@$(BIN)/python -m tests.faults resume $(ARGS)
 
 clean:  ## remove .venv, caches and build outputs; runs/ stays
 	@rm -rf .venv build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tests.fast.conftest import COLUMNS, SMALL
@@ -91,29 +90,6 @@ def test_a_signal_saves_the_step_it_comes_in(corpus: Path, tmp_path: Path) -> No
     state = train(ReferenceBackend(), training, held_out, model, config, metrics, "run", keep=lambda state, nats: kept.append((state.step, nats)))
     assert (state.step, kept) == (3, [(3, None)])
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_killed_at_any_moment(corpus: Path, tmp_path: Path) -> None:
-    """SIGKILL, again and again: no step whose save was acknowledged is lost, and the end is the same."""
-    more = ["--backend", "reference", "--save-every", "1"]
-    cli.run(options(corpus, tmp_path / "straight", 40, *more))
-    rng, folder, acknowledged = np.random.default_rng(0), tmp_path / "killed", 0
-    arguments, saves = options(corpus, folder, 40, *more), Saves(folder / "saves")
-    for _ in range(6):
-        process = started(arguments)
-        before = acknowledged
-        while process.poll() is None and (not saves.folder.exists() or saves.steps()[-1:] <= [before]):
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.15))
-        acknowledged = max(saves.steps())
-        process.kill()
-        process.communicate()
-        state, _ = saves.newest()
-        assert state.step >= acknowledged > before or process.returncode == 0
-        arguments = ["train", "--resume", str(folder)]
-    cli.run(arguments)
-    assert metrics_of(folder) == metrics_of(tmp_path / "straight")
-    assert (folder / "checkpoint/params.safetensors").read_bytes() == (tmp_path / "straight/checkpoint/params.safetensors").read_bytes()
 
 
 def test_lines_after_the_save_are_forgotten(tmp_path: Path) -> None:

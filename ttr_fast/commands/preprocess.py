@@ -12,7 +12,7 @@ import tyro
 from ttr_fast.commands.options import check_unused
 from ttr_fast.commands.shards import corpus_text
 from ttr_fast.data.corpus import read_file
-from ttr_fast.data.preprocess.make import Summary, make_corpus
+from ttr_fast.data.preprocess.make import Summary, make_corpus, sweep_work_of
 from ttr_fast.data.preprocess.plan import Kind, Plan, Reading, Segments, Splitting, Tokenizing, partitions_for
 from ttr_fast.data.preprocess.reading import kind_of, with_unit
 from ttr_fast.data.sources.records import EventFields, OnError, TextFields
@@ -104,6 +104,7 @@ class Command:
 
     def run(self) -> None:
         """Plan, read, write."""
+        sweep_work_of(self.out)
         check_unused(self.out)
         if self.workers < 1 or self.shard_tokens < 1 or self.min_count < 1 or self.vocab_size < 1 or self.max_bad < 0:
             raise UserError("--workers, --shard-tokens, --min-count and --vocab-size must be at least 1, --max-bad at least 0")

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ttr_fast.training.checkpoint import replace_file
+from ttr_fast.durable import replace_file
 from ttr_fast.training.evaluation import OrderResult
 from ttr_fast.training.metrics import MetricsFile
 from ttr_fast.training.plots import plot_loss, plot_time2vec, plot_time_bias, plot_training

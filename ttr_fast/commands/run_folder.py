@@ -10,8 +10,9 @@ from pathlib import Path
 import msgspec
 
 from ttr_fast.commands.dataset import Dataset
+from ttr_fast.durable import make_folder, replace_file, sweep, told
 from ttr_fast.errors import UserError
-from ttr_fast.training.checkpoint import CheckpointConfig, replace_file
+from ttr_fast.training.checkpoint import CheckpointConfig
 from ttr_fast.training.metrics import MetricsFile
 from ttr_fast.training.provenance import git_describe, versions
 from ttr_fast.training.saves import Saves
@@ -31,7 +32,8 @@ class Run(msgspec.Struct, frozen=True):
 
 def start_run(folder: Path, configuration: str, data: Dataset) -> None:
     """Make the folder; run.json comes last, so that a folder that has it has both."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with told(folder):
+        make_folder(folder)
     replace_file(folder / CONFIGURATION, configuration.encode())
     run = Run(data.sha256, versions(), git_describe())
     replace_file(folder / RUN, msgspec.json.format(msgspec.json.encode(run), indent=2))
@@ -63,7 +65,8 @@ def last_state(saves: Saves, expected: CheckpointConfig, metrics: MetricsFile) -
 
     Raises UserError if no save is whole, or if it is of another model.
     """
-    saves.sweep()
+    sweep(saves.folder.parent)
+    sweep(saves.folder)
     if not saves.steps():
         metrics.rewind(0)
         return None

@@ -17,8 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ttr_fast.training.checkpoint import write_durably
-
+from ..durable import write_durably
 from ..errors import UserError
 from .event_files import UNKNOWN
 from .sequences import Times

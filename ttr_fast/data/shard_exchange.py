@@ -4,16 +4,11 @@ The folder has description.json (what is true of all shards: see Description), t
 """
 
 import hashlib
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
-from ttr_fast.training.checkpoint import TEMPORARY, flush_folder, write_durably
-
+from ..durable import whole_folder, write_durably
 from ..errors import UserError
 from .bincode import shard_from_bincode, shard_to_bincode
 from .corpus import SPLITS, Description, Index, open_corpus, read_description, read_file, split_entry, write_index
@@ -64,23 +59,6 @@ def import_corpus(folder: Path, out: Path) -> Index:
         index = Index(**{name: getattr(description, name) for name in Description.__struct_fields__}, splits=splits)
         write_index(temporary, index)
     return index
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill in the body of a with, which becomes `folder` at its end; after an error there is nothing."""
-    temporary = folder.with_name(f"{TEMPORARY}{folder.name}-{os.getpid()}")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-        yield temporary
-        flush_folder(temporary)
-        temporary.rename(folder)
-        flush_folder(folder.parent)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _imported(path: Path, out: Path, description: Description) -> ShardEntry:

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ..durable import write_durably
 from ..errors import UserError
 from .sequences import Times
 
@@ -63,13 +64,11 @@ def write_shard(path: Path, tokens: Tokens, times: Times, offsets: NDArray[np.in
     """Write the file, which is on the disk when this returns. There is at least one sequence and one token."""
     arrays = (offsets.astype("<i8", copy=False), times.astype(times.dtype.newbyteorder("<"), copy=False), tokens.astype("<u4", copy=False))
     contents: list[bytes | memoryview] = [_header(offsets.size - 1, tokens.size, str(times.dtype)), *map(_memory, arrays)]
-    digest, size = hashlib.sha256(), 0
-    with path.open("wb") as file:
-        for content in contents:
-            size += file.write(content)
-            digest.update(content)
-        file.flush()
-        os.fsync(file.fileno())
+    write_durably(path, *contents)
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(content)
+    size = sum(map(len, contents))
     first, last = times.min().item(), times.max().item()
     return ShardEntry(path.name, offsets.size - 1, tokens.size, first, last, int(tokens.max()), size, digest.hexdigest())
 

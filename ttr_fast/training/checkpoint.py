@@ -11,8 +11,6 @@ stay readable: version 1 had no manifest, up to version 2 every model was one of
 """
 
 import hashlib
-import os
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +19,7 @@ import numpy as np
 
 from ttr_fast.data.sources.times import TimeUnit
 from ttr_fast.data.text_tokenizer import TextTokenizer
+from ttr_fast.durable import told, whole_folder, write_durably
 from ttr_fast.errors import UserError
 from ttr_fast.training.step import TrainState
 from ttr_ref.adamw import AdamWState
@@ -32,7 +31,6 @@ from ttr_ref.tree import from_named_leaves, named_leaves
 CONFIG, PARAMS, OPTIMIZER, MANIFEST = "config.json", "params.safetensors", "optimizer.safetensors", "manifest.json"
 TOKENIZER = "tokenizer.json"
 FILES = CONFIG, PARAMS, OPTIMIZER, TOKENIZER, MANIFEST
-TEMPORARY = ".tmp-"
 FORMAT_VERSION = 3
 
 
@@ -117,19 +115,9 @@ def save_checkpoint(
     contents[CONFIG] = msgspec.json.format(msgspec.json.encode(config), indent=2)
     manifest = {name: Written(len(content), hashlib.sha256(content).hexdigest()) for name, content in contents.items()}
     contents[MANIFEST] = msgspec.json.encode(manifest)  # without blanks, in which a flipped bit would go unnoticed
-    temporary = folder.with_name(f"{TEMPORARY}{folder.name}-{os.getpid()}")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
+    with whole_folder(folder) as temporary:
         for name, content in contents.items():
             write_durably(temporary / name, content)
-        flush_folder(temporary)
-        temporary.rename(folder)
-        flush_folder(folder.parent)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def tensors(leaves: dict[str, np.ndarray]) -> bytes:
@@ -140,49 +128,23 @@ def tensors(leaves: dict[str, np.ndarray]) -> bytes:
     return save({name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()})
 
 
-def write_durably(path: Path, content: bytes) -> None:
-    """A file that is on the disk when this returns."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def flush_folder(folder: Path) -> None:
-    """Names in the folder are on the disk when this returns."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """The file appears whole or not at all."""
-    temporary = path.with_name(f"{TEMPORARY}{path.name}-{os.getpid()}")
-    try:
-        write_durably(temporary, content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def verified(folder: Path) -> dict[str, bytes]:
     """The contents of a checkpoint's files.
 
     Raises UserError if it is none, or if a file is missing or not what was written.
     """
-    if not folder.is_dir() or not (folder / CONFIG).is_file():
-        raise UserError(f"{folder}: not a checkpoint, expected a folder with {CONFIG} and {PARAMS}")
-    try:
+    with told(folder, "read"):
+        if not folder.is_dir() or not (folder / CONFIG).is_file():
+            raise UserError(f"{folder}: not a checkpoint, expected a folder with {CONFIG} and {PARAMS}")
         contents = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name in FILES}
-        if MANIFEST not in contents:
-            return contents  # version 1
+    if MANIFEST not in contents:
+        if version_of(folder, contents) > 1:
+            raise UserError(f"{folder / MANIFEST}: missing, expected what the other files have to be")
+        return contents
+    try:
         manifest = msgspec.json.decode(contents[MANIFEST], type=dict[str, Written])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{folder / MANIFEST}: damaged: {error}") from error
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read: {error.strerror}") from error
     for name, written in manifest.items():
         if name not in contents:
             raise UserError(f"{folder / name}: missing, expected {written.bytes} bytes")
@@ -230,16 +192,23 @@ def load_tokenizer(folder: Path) -> TextTokenizer | None:
     return TextTokenizer.from_json(contents[TOKENIZER])
 
 
+def version_of(folder: Path, contents: dict[str, bytes]) -> int:
+    """The format of config.json. Raises UserError if a newer ttr wrote it."""
+    try:
+        version = msgspec.json.decode(contents[CONFIG], type=Versioned).format_version
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder / CONFIG}: not a checkpoint's configuration: {error}") from error
+    if version > FORMAT_VERSION:
+        raise UserError(f"{folder / CONFIG}: format version {version}, expected 1 to {FORMAT_VERSION}: a newer ttr wrote it")
+    return version
+
+
 def decoded_config(folder: Path, contents: dict[str, bytes]) -> CheckpointConfig:
     """config.json; one of an older version as the present one would have written it."""
-    content = contents[CONFIG]
     try:
-        version = msgspec.json.decode(content, type=Versioned).format_version
-        if version > FORMAT_VERSION:
-            raise UserError(f"{folder / CONFIG}: format version {version}, expected 1 to {FORMAT_VERSION}: a newer ttr wrote it")
-        if version == FORMAT_VERSION:
-            return msgspec.json.decode(content, type=CheckpointConfig)
-        old = msgspec.json.decode(content, type=ConfigOfEvents)
+        if version_of(folder, contents) == FORMAT_VERSION:
+            return msgspec.json.decode(contents[CONFIG], type=CheckpointConfig)
+        old = msgspec.json.decode(contents[CONFIG], type=ConfigOfEvents)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{folder / CONFIG}: not a checkpoint's configuration: {error}") from error
     s = old.source

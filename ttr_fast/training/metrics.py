@@ -5,13 +5,12 @@
     kind "speed"      tokens and model FLOPs per second since the evaluation before; see flops.py
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from ttr_fast.training.checkpoint import flush_folder, replace_file
+from ttr_fast.durable import append, flush, replace_file, told
 
 
 class Written(msgspec.Struct):
@@ -27,26 +26,29 @@ class MetricsFile:
         self.path = path
 
     def write(self, **record: Any) -> None:
-        """Append one line."""
-        with self.path.open("ab") as file:
-            file.write(msgspec.json.encode(record) + b"\n")
+        """Append one line. Raises UserError if the disk refuses."""
+        with told(self.path):
+            append(self.path, msgspec.json.encode(record) + b"\n")
 
     def flush(self) -> None:
-        """What was written is on the disk when this returns."""
-        with self.path.open("ab") as file:
-            os.fsync(file.fileno())
-        flush_folder(self.path.parent)
+        """What was written is on the disk when this returns. Raises UserError if the disk refuses."""
+        with told(self.path):
+            flush(self.path)
+            flush(self.path.parent)
 
     def read(self) -> list[dict[str, Any]]:
-        """All lines so far."""
-        return [msgspec.json.decode(line) for line in self.path.read_bytes().splitlines()] if self.path.exists() else []
+        """All lines so far. Raises UserError if they cannot be read."""
+        return [msgspec.json.decode(line) for line in self.lines()]
+
+    def lines(self) -> list[bytes]:
+        """As they stand there; none if there is no file."""
+        with told(self.path, "read"):
+            return self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
 
     def rewind(self, step: int) -> None:
         """Forget what was written after a step, and a last line that was not finished: training goes on from there."""
-        if not self.path.exists():
-            return
         kept = []
-        for line in self.path.read_bytes().splitlines(keepends=True):
+        for line in self.lines():
             try:
                 written = msgspec.json.decode(line, type=Written).step
             except msgspec.DecodeError:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy import ndarray
 
-from ttr_fast.training.checkpoint import replace_file
+from ttr_fast.durable import replace_file
 from ttr_fast.training.scores import Scores
 from ttr_ref.config import BlockConfig
 from ttr_ref.model import ModelParams

@@ -3,7 +3,7 @@
 The last few are kept, and the best on held-out data. A damaged one is named and put aside. What a killed process left half-made is swept away.
 """
 
-import shutil
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +11,9 @@ from pathlib import Path
 import msgspec
 
 from ttr_fast.data.text_tokenizer import TextTokenizer
+from ttr_fast.durable import flush, found, replace_file, retire, sweep, told
 from ttr_fast.errors import UserError
-from ttr_fast.training.checkpoint import TEMPORARY, CheckpointConfig, load_state, replace_file, save_checkpoint
+from ttr_fast.training.checkpoint import CheckpointConfig, load_state, save_checkpoint
 from ttr_fast.training.step import TrainState
 
 PREFIX, DAMAGED, BEST = "step-", "damaged-", "best.json"
@@ -40,21 +41,17 @@ class Saves:
         return self.folder / f"{PREFIX}{step:08d}"
 
     def steps(self) -> list[int]:
-        """Those that are saved, in order."""
-        names = [path.name.removeprefix(PREFIX) for path in self.folder.glob(f"{PREFIX}*")]
+        """Those that are saved, in order. Raises UserError if the disk refuses."""
+        names = [path.name.removeprefix(PREFIX) for path in found(self.folder, f"{PREFIX}*")]
         return sorted(int(name) for name in names if name.isdigit())
 
-    def sweep(self) -> None:
-        """Away with what was never finished."""
-        for path in self.folder.glob(f"{TEMPORARY}*"):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-
     def best(self) -> Best | None:
-        """The best so far."""
-        try:
-            return msgspec.json.decode((self.folder / BEST).read_bytes(), type=Best)
-        except (OSError, msgspec.DecodeError):
-            return None
+        """The best so far. Raises UserError if the disk refuses: the best would go for a worse one."""
+        with told(self.folder / BEST, "read"):
+            try:
+                return msgspec.json.decode((self.folder / BEST).read_bytes(), type=Best)
+            except (FileNotFoundError, msgspec.DecodeError):
+                return None
 
     def save(self, state: TrainState, config: CheckpointConfig, nats: float | None = None) -> Path:
         """Save the state; nats: held-out, where they were just measured. Older saves go once this one is on the disk."""
@@ -67,7 +64,8 @@ class Saves:
             replace_file(self.folder / BEST, msgspec.json.encode(best))
         for step in self.steps()[: -self.keep]:
             if best is None or step != best.step:
-                shutil.rmtree(self.path(step), ignore_errors=True)
+                retire(self.path(step))
+        sweep(self.folder)
         return path
 
     def newest(self) -> tuple[TrainState, CheckpointConfig]:
@@ -78,15 +76,18 @@ class Saves:
         steps, damaged = self.steps(), list[Path]()
         for step in reversed(steps):
             try:
-                found = load_state(self.path(step))
+                state, config = load_state(self.path(step))
             except UserError as error:
                 print(f"{error}; going on from the save before it", file=sys.stderr)
                 damaged.append(self.path(step))
                 continue
             for path in damaged:
                 aside = path.with_name(f"{DAMAGED}{path.name}")
-                shutil.rmtree(aside, ignore_errors=True)
-                path.rename(aside)
-            return found
+                with told(aside):
+                    if aside.exists():  # it was damaged before
+                        retire(aside)
+                    os.rename(path, aside)
+                    flush(self.folder)
+            return state, config
         none = f"none of its {len(steps)} saves is whole" if steps else "there are no saves in it"
         raise UserError(f"{self.folder}: {none}, nothing to resume from")

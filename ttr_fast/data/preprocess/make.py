@@ -11,10 +11,10 @@ from pathlib import Path
 
 import msgspec
 
-from ttr_fast.training.checkpoint import TEMPORARY, flush_folder, replace_file, write_durably
+from ttr_fast.durable import TEMPORARY, flush, replace_file, write_durably
 
 from ...errors import UserError
-from ..corpus import SPLITS, VOCABULARY, Counted, Fields, FileEntry, Index, SplitName, shard_name, split_entry, write_index
+from ..corpus import INDEX, SPLITS, VOCABULARY, Counted, Fields, FileEntry, Index, SplitName, shard_name, split_entry, write_index
 from ..measures import TICK_SECONDS
 from ..shards import ShardEntry
 from ..sources.records import EventFields
@@ -64,10 +64,20 @@ def make_corpus(plan: Plan, out: Path, loaded: Path | None, workers: int) -> Sum
     return Summary(rows, bad, size, seconds, counts[0].count if counts else 0, quarantine, index)
 
 
+def sweep_work_of(out: Path) -> None:
+    """Away with the unfinished work of a corpus that is there: who made it was killed between the two."""
+    if (out / INDEX).exists():
+        shutil.rmtree(_work_of(out), ignore_errors=True)
+
+
+def _work_of(out: Path) -> Path:
+    return out.with_name(f"{TEMPORARY}{out.name}")
+
+
 @contextmanager
 def _work_folder(out: Path) -> Iterator[Path]:
     """The folder for unfinished work, for this process alone; gone after the body of the with, unless that fails with some of it finished."""
-    work = out.with_name(f"{TEMPORARY}{out.name}")
+    work = _work_of(out)
     try:
         work.mkdir(parents=True, exist_ok=True)
         with (work / "lock").open("w") as lock:
@@ -187,9 +197,9 @@ def _assemble(plan: Plan, work: Path, out: Path, layout: Layout, done: Sequence[
         splits={name: split_entry(entries) for name, entries in shards.items()},
     )  # fmt: skip
     write_index(folder, index)
-    flush_folder(folder)
+    flush(folder)
     folder.rename(out)
-    flush_folder(out.parent)
+    flush(out.parent)
     return index
 
 

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ttr_fast.training.checkpoint import flush_folder, write_durably
+from ttr_fast.durable import flush, write_durably
 
 from ...errors import UserError
 from ..corpus import SPLITS, SplitName, shard_name
@@ -81,7 +81,7 @@ def write_partition(job: PartitionJob, advance: Advance) -> Done:
     try:
         done = Done(_shards(job, temporary))
         write_durably(temporary / DONE_FILE, msgspec.json.encode(done))
-        flush_folder(temporary)
+        flush(temporary)
         temporary.rename(job.folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from ttr_fast.training.checkpoint import flush_folder, write_durably
+from ttr_fast.durable import flush, write_durably
 
 from ...errors import UserError
 from ..sources.files import blocks, format_of
@@ -101,7 +101,7 @@ def spill_part(job: PartJob, advance: Advance) -> None:
             os.fsync(file.fileno())
         part = Part(spill.rows, source.size, problems.count, reading.kind == "texts", spill.token_counts(), spill.blocks)
         write_durably(temporary / PART_FILE, msgspec.json.encode(part))
-        flush_folder(temporary)
+        flush(temporary)
         temporary.rename(job.folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
