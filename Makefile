@@ -10,7 +10,7 @@ PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 .DEFAULT_GOAL = help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test peers lint gradients mutants cpu-mutants clean
+.PHONY: help demo test peers lint gradients mutants cpu-mutants optimum clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -38,6 +38,9 @@ mutants: .venv/.extra-test  ## seed errors into the oracle and see that the test
 
 cpu-mutants: .venv/.extra-test  ## seed errors into the kernels and see that the test named for each catches it
 	@$(BIN)/python -m tests.mutants --cpu $(ARGS)
+
+optimum: .venv/.extra-test  ## train on processes whose entropy is known: how near does a model come?
+	@$(BIN)/python -m tests.optimum $(ARGS)
 
 clean:  ## remove .venv, caches and build outputs; runs/ stays
 	@rm -rf .venv build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

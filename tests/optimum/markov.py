@@ -34,7 +34,7 @@ class GatedChain(NamedTuple):
 
 def gated_chain(tokens: int, rng: np.random.Generator) -> GatedChain:
     """In each range of gaps (minutes, hours, days) another successor takes most of the probability; the rest is spread at random."""
-    ranges = 60.0 * np.array([[1, 10], [60, 360], [2880, 14400]])
+    ranges = 60.0 * np.array([[1, 10], [120, 360], [2880, 7200]])
     likely = np.stack([np.roll(np.eye(tokens), 1 + b, axis=1) for b in range(len(ranges))])
     rest = rng.dirichlet(np.ones(tokens), size=(len(ranges), tokens))
     return GatedChain(np.array([0.5, 0.3, 0.2]), 0.8 * likely + 0.2 * rest, ranges)
