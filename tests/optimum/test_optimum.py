@@ -79,6 +79,9 @@ def test_sampled_tokens_follow_the_gap_that_gates(gate: markov.Gate) -> None:
         expected, n = chain.transition[b, k], here.sum()
         found = np.bincount(after[here], minlength=3) / n
         assert (np.abs(found - expected) <= SURE * np.sqrt(expected * (1 - expected) / n) + SURE / n).all()
+    pi = markov.stationary(chain.mean_transition)
+    first = np.bincount(sample.tokens[:, 0], minlength=3) / 2000
+    assert (np.abs(first - pi) <= SURE * np.sqrt(pi * (1 - pi) / 2000)).all()
     share = (ranges == 0).mean()
     assert abs(share - 0.6) <= SURE * np.sqrt(0.24 / ranges.size)
 
@@ -132,9 +135,9 @@ def test_nats_of_gaps_are_those_of_the_direct_sum_and_integral() -> None:
 
 
 def test_simulated_gaps_bring_an_exponential_part_of_the_intensity() -> None:
-    """∫λ over each gap is Exp(1), independent of all before: the time-rescaling theorem. So are gaps 0 and 1 apart uncorrelated."""
-    process = hawkes.TWO_KERNELS
-    times = hawkes.simulate(process, 1000, 100, np.random.default_rng(5))
+    """∫λ over each gap is Exp(1) and independent of all before: the time-rescaling theorem. The first gap is that of μ alone."""
+    process, rng = hawkes.TWO_KERNELS, np.random.default_rng(5)
+    times = hawkes.simulate(process, 4000, 200, rng)
     gaps = np.diff(times)
     parts = np.stack(list(hawkes.after_each_event(process, gaps)), axis=1)
     brought = process.mu * gaps + (parts * -np.expm1(-process.beta * gaps[..., None]) / process.beta).sum(axis=-1)
@@ -143,7 +146,8 @@ def test_simulated_gaps_bring_an_exponential_part_of_the_intensity() -> None:
     assert np.abs(steps - np.arange(n) / n).max() <= 2.9 / np.sqrt(n)  # Kolmogorov: exceeded once in ten million
     pairs = (brought[:, :-1] - 1) * (brought[:, 1:] - 1)
     assert abs(pairs.mean()) <= SURE / np.sqrt(pairs.size)
-    assert abs(times[:, 0].mean() - 1 / process.mu) <= SURE / process.mu / np.sqrt(1000)
+    alone = hawkes.simulate(process, 400_000, 1, rng)
+    assert abs(alone.mean() - 1 / process.mu) <= SURE / process.mu / np.sqrt(alone.size)
 
 
 def test_marginal_density_of_a_poisson_process_is_exponential() -> None:
@@ -173,9 +177,10 @@ def test_marginal_density_is_that_of_other_samples() -> None:
 def test_arms_fit_together(arms_of, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, size in (("MARKOV_HELD_OUT", 6), ("HAWKES_HELD_OUT", 5), ("HAWKES_LONG", 8), ("HISTORIES", 4)):
         monkeypatch.setattr(recipes, name, size)
-    few = {"steps": 2, "rows": 3, "length": 9, "warmup": 1}
+    monkeypatch.setattr(recipes, "MARKOV_STEPS", (2, 2, 2))
+    monkeypatch.setattr(recipes, "HAWKES_STEPS", (2, 2))
     for name in ("MARKOV_TRAIN", "HAWKES_TRAIN"):
-        monkeypatch.setattr(recipes, name, TrainConfig(**few))
+        monkeypatch.setattr(recipes, name, TrainConfig(rows=3, length=9))
     found = list(arms_of(1))
     assert len(found) == count
     for arm in found:
