@@ -33,7 +33,11 @@ class GatedChain(NamedTuple):
 
 
 def gated_chain(tokens: int, rng: np.random.Generator) -> GatedChain:
-    """In each range of gaps (minutes, hours, days) another successor takes most of the probability; the rest is spread at random."""
+    """In each range of gaps another successor takes most of the probability; the rest is spread at random.
+
+    The ranges (1 to 10 minutes, 2 to 6 hours, 2 to 5 days) are such that the calendar tells them apart: whoever knows the next time by its phases in
+    half a day and in a week knows the range of the gap. Days near a whole week would look like minutes.
+    """
     ranges = 60.0 * np.array([[1, 10], [120, 360], [2880, 7200]])
     likely = np.stack([np.roll(np.eye(tokens), 1 + b, axis=1) for b in range(len(ranges))])
     rest = rng.dirichlet(np.ones(tokens), size=(len(ranges), tokens))

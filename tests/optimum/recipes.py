@@ -21,10 +21,12 @@ MARKOV_HELD_OUT, HAWKES_HELD_OUT = 500, 300
 HAWKES_LONG = 40_000
 """Sequences from which the entropies of the Hawkes process are found, to about 0.002 (bursts make sequences unequal)."""
 HISTORIES = 1_000
-"""Sequences of which the density of a gap at a known place is the mean; it costs under 0.0003 nats more than the true one."""
+"""Sequences of which the density of a gap at a known place is the mean; it costs 0.0001 nats more than the true one (the means
+of two halves are 0.00035 apart, which is four times as much)."""
 
 MARKOV_STEPS, HAWKES_STEPS = (300, 800, 2000), (300, 1600)
-"""Of each arm, in order: what sees no times has learned soonest."""
+"""Of each arm, in order. What sees no times has learned soonest; the gap to the next event, which a model has to find from two absolute times,
+takes longest."""
 
 FRESH = ModelOptions(dropout=DropoutConfig())
 FRESH_TRAIN = TrainConfig(learning_rate=6e-3, warmup=50, final_fraction=0.02, weight_decay=0.0)
@@ -66,7 +68,7 @@ def hawkes_arms(seed: int) -> Iterator[Arm]:
     )
     marginal = hawkes.marginal(process, histories)
     training, held_out_events = (event_sequences(np.zeros(t.shape), t, 1) for t in (times, held_out))
-    # the shortest of a million gaps is an accident: periods down to it would be noise
+    # the shortest of a million gaps is an accident, and periods down to it are noise: nearly twice as far from the optimum after 300 steps
     time = replace(measured_time(training, "s"), shortest=float(np.quantile(gaps_of(training), 0.01)), tick_seconds=None)
     options = replace(FRESH, components=16, order="token_then_time")
     blind = replace(options, time2vec=False, time_bias="none")
