@@ -10,7 +10,7 @@ PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 .DEFAULT_GOAL = help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test peers lint gradients mutants cpu-mutants faults fuzz clean
+.PHONY: help demo test peers lint gradients mutants cpu-mutants faults fuzz optimum clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +48,9 @@ faults: .venv/.extra-test  ## kill processes, let system calls fail, fill disks,
 	@$(BIN)/python -m tests.faults disks $(ARGS)
 	@$(BIN)/python -m tests.faults bits $(ARGS)
 	@$(BIN)/python -m tests.faults resume $(ARGS)
+
+optimum: .venv/.extra-test  ## train on processes whose entropy is known: how near does a model come?
+	@$(BIN)/python -m tests.optimum $(ARGS)
 
 clean:  ## remove .venv, caches and build outputs; runs/ stays
 	@rm -rf .venv build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
