@@ -43,8 +43,12 @@ def _read(path: Path, wanted: Sequence[Wanted], clock: Clock, pyarrow: Any, parq
                 columns = [[ABSENT] * batch.num_rows if name is None else _values(batch.column(name), pyarrow) for name in names]
                 lines = np.arange(done + 1, done + batch.num_rows + 1)
                 done += batch.num_rows
+                if done > rows:
+                    break
                 read, before = size * done // rows, read
                 yield Rows(columns, lines, [], read - before, partial(_place, path, lines), partial(_record, [f.name for f in wanted], columns))
+            if done != rows:  # pyarrow gives what there is
+                raise ValueError(f"there are {'more' if done > rows else done} rows where {rows} were written")
         except (pyarrow.ArrowException, OSError, ValueError, UnicodeDecodeError) as error:
             problem = " ".join(str(error).split()).rstrip(".")
             raise UserError(f"{path}: the data are damaged or not Parquet at all ({problem}), expected a whole file") from error
