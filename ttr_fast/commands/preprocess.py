@@ -97,8 +97,8 @@ class Command:
     """Whole entities by a hash of the name (texts without one by a hash of the text), or the earliest for training and the latest for testing."""
     shard_tokens: int = 1 << 23
     """Tokens in a shard at most, if no sequence is longer."""
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """Processes that read and write."""
+    workers: int = field(default_factory=lambda: min(os.cpu_count() or 1, 4))
+    """Processes that read and write; each takes about 100 MB."""
     json: bool = False
     """Print what came of it as JSON."""
 

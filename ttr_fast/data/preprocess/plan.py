@@ -13,8 +13,8 @@ from ..sources.times import TimeUnit
 
 FORMAT = 1
 """Of what lies in the work folder."""
-BYTES_PER_PARTITION = 64 << 20
-"""Of the sources: about a million events, which take 100 MB while they are sorted."""
+BYTES_PER_PARTITION = 32 << 20
+"""Of the sources: about half a million events, which take 50 MB while they are sorted."""
 UNPACKED = {".gz": 8, ".parquet": 4}
 """How much larger the data of such a file usually are."""
 
