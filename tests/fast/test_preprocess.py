@@ -80,7 +80,7 @@ def two_files(tmp_path: Path) -> tuple[Path, Path]:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many partitions, many blocks, and names that are forgotten, from a few rows."""
-    monkeypatch.setattr(plan, "BYTES_PER_PARTITION", 8 << 10)  # of 53 KB
+    monkeypatch.setattr(plan, "BYTES_PER_PARTITION", {"events": 8 << 10, "texts": 1 << 10})
     monkeypatch.setattr(spill, "ROWS", 50)
     monkeypatch.setattr(spill, "NAME_SLOTS", 20)
     monkeypatch.setattr(spill, "TEXT_BYTES", 100)
