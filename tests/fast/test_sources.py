@@ -264,6 +264,11 @@ def test_chunks_stay_small_where_rows_cross_every_block(monkeypatch):
     assert max(chunk.lines.size for chunk in chunks) <= 64 // len('a,1,"x\ny\nz"\n') + 2
 
 
+def test_a_header_after_blocks_of_blank_lines():
+    assert read("\n" * 50 + "entity,time,token\na,1,x\n", "e.csv", block=7)[0] == [["a"], [1], ["x"], [52]]
+    assert read(" \n\t\n" * 20 + '{"entity":"a","time":1,"token":"x"}\r\n\r\n', "e.jsonl", block=7)[0] == [["a"], [1], ["x"], [41]]
+
+
 def test_no_good_record():
     with pytest.raises(UserError, match="e.jsonl: none of its records is good, expected one at least"):
         read("{}\n{}\n", "e.jsonl", problems=Problems("skip", max_bad=2))

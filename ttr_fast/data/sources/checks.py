@@ -1,5 +1,6 @@
 """From the columns of a block to a chunk of events or texts: what holds for every format. Bad records are left out and told."""
 
+import math
 from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from typing import Any
 
@@ -101,11 +102,18 @@ class Order:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.latest: dict[str, int | float] = {}
+        self.newest: int | float = -math.inf
 
     def check(self, entities: Sequence[str], times: Times, written: Sequence[Any], bad: Bad, field: int) -> None:
         """Adds rows that come too late to the bad ones."""
-        latest, before = self.latest, self.latest.get
-        rows: Iterable[tuple[int, str, int | float]] = zip(range(len(entities)), entities, times.tolist(), strict=True)
+        latest, before, values = self.latest, self.latest.get, times.tolist()
+        if not values:
+            return
+        newest, self.newest = self.newest, max(self.newest, *values)
+        if not bad and values[0] >= newest and (times[1:] >= times[:-1]).all():  # a log: whoever it is, nothing is earlier than anything before
+            latest.update(zip(entities, values, strict=True))
+            return
+        rows: Iterable[tuple[int, str, int | float]] = zip(range(len(entities)), entities, values, strict=True)
         for i, entity, time in [row for row in rows if row[0] not in bad] if bad else rows:
             if time < before(entity, time):
                 problem = f"time {quoted(str(written[i]))} of entity {quoted(entity)} comes after {self.clock.text(latest[entity])}"

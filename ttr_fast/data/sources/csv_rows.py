@@ -59,11 +59,13 @@ class _Csv:
         """Columns by the names in the header."""
         lines = _Lines(self.path, self.blocks)
         while not self.width:
-            found = self._record(lines) if lines.any_left() else None
+            if not lines.any_left() and not lines.take_next():
+                raise UserError(f"{self.path}: the file is empty, expected a header and rows")
+            if not lines.any_left():
+                continue
+            found = self._record(lines)
             if isinstance(found, Fault):
                 raise UserError(f"{found.where}: {found.reason}")
-            if found is None:
-                raise UserError(f"{self.path}: the file is empty, expected a header and rows")
             if found.fields:
                 self._header(found)
         yield from self._all_of(lines)
@@ -201,6 +203,13 @@ class _Lines:
     def any_left(self) -> bool:
         """Whether there is a line in the blocks taken so far."""
         return self.following != ""
+
+    def take_next(self) -> bool:
+        """Go on with the next block, if there is one."""
+        block = next(self.blocks, None)
+        if block is not None:
+            self._take(block)
+        return block is not None
 
     def bytes_read(self) -> int:
         """On disk, since this was asked last."""

@@ -18,7 +18,6 @@ from .rows import RECORD_LIMIT
 
 Positions = NDArray[np.int64]
 SPACE = b" \t\r\n"
-MAYBE_BLANK = (b"\n ", b"\n\t", b"\n\r")
 IS_SPACE = np.isin(np.arange(256), list(SPACE))
 DEPTH_CHANGE = np.zeros(256, np.int8)
 DEPTH_CHANGE[list(b"[{")] = 1
@@ -26,25 +25,29 @@ DEPTH_CHANGE[list(b"]}")] = -1
 
 
 class Frame(NamedTuple):
-    """Records of one block, the line on which each starts, and how many bytes stand before it in this line."""
+    """Records of one block, the line on which each starts, and how many bytes stand before it in this line.
+
+    blank_is_none: one of white space alone is no record; otherwise it is a bad one.
+    """
 
     records: list[bytes]
     lines: Positions
     columns: Positions
     read: int
+    blank_is_none: bool = False
 
 
 def lines_of(path: Path) -> Iterator[Frame]:
-    """The lines of a file, without those of white space alone."""
+    """The lines of a file, without empty ones; whether there is white space alone is not looked at."""
     for block in line_blocks(path, b"\n"):
         records = block.data.split(b"\n")
         if not records[-1]:
             records.pop()
         lines = np.arange(block.first, block.first + len(records))
-        if not all(records) or any(blank in block.data for blank in MAYBE_BLANK) or block.data[:1] in (b" ", b"\t", b"\r"):
+        if not all(records):
             kept = [i for i, record in enumerate(records) if record.strip(SPACE)]
             records, lines = [records[i] for i in kept], lines[kept]
-        yield Frame(records, lines, np.zeros(len(records), np.int64), block.read)
+        yield Frame(records, lines, np.zeros(len(records), np.int64), block.read, blank_is_none=True)
 
 
 def elements_of(path: Path) -> Iterator[Frame]:

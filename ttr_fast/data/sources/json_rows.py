@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from ...errors import UserError, quoted
-from .frames import Frame
+from .frames import SPACE, Frame
 from .json_members import MAX_DEPTH, Bad, examined, members
 from .rows import ABSENT, Fault, Rows, Wanted
 
@@ -52,6 +52,8 @@ class JsonRows:
         values: list[list[Any]] = []
         faults: list[Fault] = []
         for i, record in enumerate(frame.records):
+            if frame.blank_is_none and not record.strip(SPACE):
+                continue
             columns = self._all_at_once([record])
             try:
                 values.append([column[0] for column in columns] if columns else examined(record, self.wanted, self.text))
