@@ -80,7 +80,7 @@ def two_files(tmp_path: Path) -> tuple[Path, Path]:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many partitions, many blocks, and names that are forgotten, from a few rows."""
-    monkeypatch.setattr(plan, "BYTES_PER_PARTITION", 8 << 10)
+    monkeypatch.setattr(plan, "BYTES_PER_PARTITION", {"events": 8 << 10, "texts": 1 << 10})
     monkeypatch.setattr(spill, "ROWS", 50)
     monkeypatch.setattr(spill, "NAME_SLOTS", 20)
     monkeypatch.setattr(spill, "TEXT_BYTES", 100)
@@ -439,10 +439,28 @@ def test_texts_without_times_or_entities(tmp_path: Path, capsys: pytest.CaptureF
     assert sorted(chain.from_iterable(sides)) == sorted(f"{text}</s>" for text in texts)
     assert len(set(sides[0]) | set(sides[1]) | set(sides[2])) == sum(len(set(side)) for side in sides) == 30
     assert all(set(times) == {0} for _, times in sequences(corpus))
+    with pytest.raises(UserError, match="a.json: the texts have no 'entity', but --segment entity wants"):
+        cli.run(["preprocess", str(tmp_path / "a.json"), "--segment", "entity", "--workers", "1", "--out", str(tmp_path / "elsewhere" / "stream")])
     for n in range(2):
         (tmp_path / f"b{n}.json").write_text(json.dumps(texts[30 * n : 30 * n + 30]))
     preprocess(tmp_path / "b0.json", tmp_path / "b1.json", out=tmp_path / "divided")
     assert contents(tmp_path / "divided") == contents(tmp_path / "out")
+
+
+def test_what_a_file_holds_is_seen(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow.parquet import write_table
+
+    contents = {
+        "a.csv": "time,text\n", "b.csv": "entity,time,token,mytext\n", "a.json": '[ "x"]', "b.json": '[{"text": 1}]', "c.json": '[{"token": "text"}]',
+        "a.jsonl": '{"time": 1, "text" : "x"}', "b.jsonl": '{"entity": "text"}', "broken.parquet": "PAR1",
+    }  # fmt: skip
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
+    write_table(pa.table({"text": ["x"]}), tmp_path / "a.parquet")
+    write_table(pa.table({"token": ["text"]}), tmp_path / "b.parquet")
+    found = {path.name for path in tmp_path.iterdir() if reading.kind_of(str(path)) == "texts"}
+    assert found == {"a.csv", "a.json", "b.json", "a.jsonl", "a.parquet"}
 
 
 def test_bad_records_are_put_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

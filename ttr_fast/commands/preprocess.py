@@ -97,8 +97,8 @@ class Command:
     """Whole entities by a hash of the name (texts without one by a hash of the text), or the earliest for training and the latest for testing."""
     shard_tokens: int = 1 << 23
     """Tokens in a shard at most, if no sequence is longer."""
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
-    """Processes that read and write."""
+    workers: int = field(default_factory=lambda: min(os.cpu_count() or 1, 4))
+    """Processes that read and write; each takes 100 to 200 MB."""
     json: bool = False
     """Print what came of it as JSON."""
 
@@ -122,7 +122,7 @@ class Command:
         self._segments(kind, self.time_unit)  # what does not fit together is told before anything is read
         reading = self._reading(kind, paths)
         plan = Plan(paths, reading, self._segments(kind, reading.time_unit), splitting,
-                    Tokenizing(self.min_count, self.vocab_size, self.markers, digest), self.shard_tokens, partitions_for(paths))  # fmt: skip
+                    Tokenizing(self.min_count, self.vocab_size, self.markers, digest), self.shard_tokens, partitions_for(paths, kind))  # fmt: skip
         print(self._told(make_corpus(plan, self.out, loaded, self.workers)))
 
     def _kind(self, path: str) -> Kind:

@@ -54,6 +54,9 @@ def make_corpus(plan: Plan, out: Path, loaded: Path | None, workers: int) -> Sum
             raise UserError(f"{bad} records of {len(parts)} files are bad, expected at most {plan.reading.max_bad} (--max-bad)")
         if not rows:
             raise UserError(f"{plan.paths[0]}: no records, expected {plan.reading.kind}")
+        for path, part in zip(plan.paths, parts, strict=True):
+            if plan.segments.by == "entity" and not part.with_entities:
+                raise UserError(f"{path}: the texts have no {plan.reading.fields.entity!r}, but --segment entity wants to know whose they are")
         tokens = _tokens(plan, work, folders, parts, loaded)
         layout = _layout(plan, folders, parts, tokens)
         done = _written(plan, work, layout, workers)

@@ -11,14 +11,14 @@ from ...errors import UserError
 from ..sources.records import EventFields, OnError, TextFields
 from ..sources.times import TimeUnit
 
+Kind = Literal["events", "texts"]
+
 FORMAT = 1
 """Of what lies in the work folder."""
-BYTES_PER_PARTITION = 64 << 20
-"""Of the sources: about a million events, which take 100 MB while they are sorted."""
+BYTES_PER_PARTITION: dict[Kind, int] = {"events": 32 << 20, "texts": 8 << 20}
+"""Of the sources: about half a million events, which take 50 MB while they are sorted; or three million tokens of texts, which take 150 MB."""
 UNPACKED = {".gz": 8, ".parquet": 4}
 """How much larger the data of such a file usually are."""
-
-Kind = Literal["events", "texts"]
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -108,7 +108,7 @@ def key(*parts: Any) -> str:
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:20]
 
 
-def partitions_for(paths: tuple[str, ...]) -> int:
+def partitions_for(paths: tuple[str, ...], kind: Kind) -> int:
     """How many partitions keep each at about BYTES_PER_PARTITION: a power of two, which seldom changes when a file grows."""
     size = sum(Path(path).stat().st_size * UNPACKED.get(Path(path).suffix.lower(), 1) for path in paths)
-    return min(1 << max(0, math.ceil(math.log2(max(1.0, size / BYTES_PER_PARTITION)))), 1 << 14)
+    return min(1 << max(0, math.ceil(math.log2(max(1.0, size / BYTES_PER_PARTITION[kind])))), 1 << 14)

@@ -74,13 +74,21 @@ def kind_of(path: str) -> Kind:
     """
     suffix = format_of(Path(path))
     if suffix == ".parquet":
-        from pyarrow.parquet import read_schema
-
-        return "texts" if "text" in read_schema(path).names else "events"
+        return "texts" if "text" in _parquet_names(path) else "events"
     head = next(blocks(Path(path))).data
     if suffix == ".csv":
         return "texts" if b"text" in (name.strip(b'" \r') for name in head.partition(b"\n")[0].split(b",")) else "events"
     return "texts" if TEXT_FIELD.search(head) or STRINGS.match(head) else "events"
+
+
+def _parquet_names(path: str) -> list[str]:
+    """Of the columns; none if it cannot be read, which its reader will tell."""
+    try:
+        from pyarrow.parquet import read_schema
+
+        return list(read_schema(path).names)
+    except Exception:  # whatever the library has against it
+        return []
 
 
 def spill_part(job: PartJob, advance: Advance) -> None:
@@ -93,13 +101,15 @@ def spill_part(job: PartJob, advance: Advance) -> None:
         with Problems(reading.on_error, reading.max_bad, job.quarantine) as problems, (temporary / ROWS_FILE).open("wb") as file:
             source = opened(job.path, reading, problems)
             spill = Spill(file, job.partitions)
+            with_entities = True
             for chunk in source.chunks():
+                with_entities &= chunk.entities is not None
                 _add(spill, chunk)
                 advance(chunk.bytes_read, chunk.lines.size)
             spill.flush()
             file.flush()
             os.fsync(file.fileno())
-        part = Part(spill.rows, source.size, problems.count, reading.kind == "texts", spill.token_counts(), spill.blocks)
+        part = Part(spill.rows, source.size, problems.count, reading.kind == "texts", with_entities, spill.token_counts(), spill.blocks)
         write_durably(temporary / PART_FILE, msgspec.json.encode(part))
         flush(temporary)
         temporary.rename(job.folder)

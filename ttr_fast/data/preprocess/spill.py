@@ -44,6 +44,7 @@ class Part(msgspec.Struct, frozen=True):
     bytes: int
     bad: int
     with_texts: bool
+    with_entities: bool
     tokens: list[Counted]
     blocks: list[Block]
 
