@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ttr_fast.errors import UserError
+
 SHOWN = 20
 """Failures that are told one by one."""
 
@@ -21,10 +23,10 @@ class Findings:
 
     @contextmanager
     def expecting(self, where: str) -> Iterator[None]:
-        """An assertion that fails within is noted, with where; anything else is an error of these tests, or of the product, and goes on."""
+        """An assertion that fails within is noted, with where, and so is what a user would be told; anything else goes on."""
         try:
             yield
-        except AssertionError as error:
+        except (AssertionError, UserError) as error:
             self.wrong.append(f"{where}: {error}")
 
     def finish(self, summary: str, path: Path | None) -> int:
