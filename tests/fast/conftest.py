@@ -1,5 +1,9 @@
 """A small corpus with a rhythm, and one model trained on it for all tests that need a model."""
 
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,4 +42,15 @@ def run_folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished `ttr train`."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     cli.run(["train", "--data", str(corpus), "--out", str(folder), *COLUMNS, *SMALL, "--train.steps", "150", "--train.learning-rate", "0.01"])
+    return folder
+
+
+def edited_copy(checkpoint: Path, folder: Path, edit: Callable[[str], str]) -> Path:
+    """A whole checkpoint whose config.json is another: `folder`, which may be there already."""
+    shutil.copytree(checkpoint, folder, dirs_exist_ok=True)
+    content = edit((folder / "config.json").read_text()).encode()
+    (folder / "config.json").write_bytes(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["config.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from tests.fast.conftest import START
+from tests.fast.conftest import START, edited_copy
 from tests.ref.cases import lively_model
 from ttr_fast import cli
 from ttr_fast.commands.options import ModelOptions
@@ -290,10 +290,7 @@ def test_bad_calls_for_texts(arguments: list[str], sentence: str, chat: Path, tm
 
 
 def test_texts_without_times(chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = json.loads((chat / "config.json").read_text()) | {"source": {"kind": "texts", "time_unit": None}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    for name in ("params.safetensors", "tokenizer.json"):
-        (tmp_path / name).write_bytes((chat / name).read_bytes())
+    edited_copy(chat, tmp_path, lambda config: json.dumps(json.loads(config) | {"source": {"kind": "texts", "time_unit": None}}))
     (first,) = objects(printed(capsys, tmp_path, "--prompt", "x", "--tokens", "5", "--json"))
     assert first["tokens"] <= 5
     assert refused(tmp_path, "--prompt", "x", *NOW) == "this model was trained on texts without times, so there is no --at"
@@ -301,12 +298,7 @@ def test_texts_without_times(chat: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("texts", [False, True])
 def test_a_model_without_a_window(texts: bool, run_folder: Path, corpus: Path, chat: Path, tmp_path: Path) -> None:
-    source = chat if texts else run_folder / "checkpoint"
-    for path in source.iterdir():
-        if path.name != "manifest.json":
-            (tmp_path / path.name).write_bytes(path.read_bytes())
-    config = (tmp_path / "config.json").read_text()
-    (tmp_path / "config.json").write_text(re.sub(r'"window": 8', '"window": null', config))
+    edited_copy(chat if texts else run_folder / "checkpoint", tmp_path, lambda config: re.sub(r'"window": 8', '"window": null', config))
     call = ["--prompt", "x"] if texts else ["--data", str(corpus), "--entity", "e03"]
     sentence = "this model sees everything before (--model.window None); decoding with a ring buffer needs a window"
     assert refused(tmp_path, *call) == sentence
