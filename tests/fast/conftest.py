@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.fast.preprocessing import events_file, some_events
 from ttr_fast import cli
+from ttr_fast.data.preprocess import partition, plan, spill
 
 START = 1_700_000_000
 
@@ -54,3 +56,19 @@ def edited_copy(checkpoint: Path, folder: Path, edit: Callable[[str], str]) -> P
     manifest["config.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
+
+
+@pytest.fixture
+def two_files(tmp_path: Path) -> tuple[Path, Path]:
+    """The same entities in both, at times that mix."""
+    return events_file(tmp_path / "a.jsonl", some_events(1)), events_file(tmp_path / "b.jsonl", some_events(2))
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many partitions, many blocks, and names that are forgotten, from a few rows."""
+    monkeypatch.setattr(plan, "BYTES_PER_PARTITION", {"events": 8 << 10, "texts": 1 << 10})
+    monkeypatch.setattr(spill, "ROWS", 50)
+    monkeypatch.setattr(spill, "NAME_SLOTS", 20)
+    monkeypatch.setattr(spill, "TEXT_BYTES", 100)
+    monkeypatch.setattr(partition, "ENCODED_AT_ONCE", 3)

@@ -6,85 +6,28 @@ import json
 import os
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given, strategies as st
 
+from tests.fast.preprocessing import (
+    START,
+    contents,
+    events_file,
+    expected_sequences,
+    preprocess,
+    sequences,
+    some_events,
+)
 from ttr_fast import cli
-from ttr_fast.data.corpus import SPLITS, Corpus, open_corpus
-from ttr_fast.data.dates import dates
+from ttr_fast.data.corpus import SPLITS
 from ttr_fast.data.event_files import read_events
 from ttr_fast.data.flights import flights_path
-from ttr_fast.data.preprocess import partition, plan, reading, spill
-from ttr_fast.data.preprocess.borders import time_borders
-from ttr_fast.data.preprocess.hashing import Seen, name_hashes, partition_of
-from ttr_fast.data.preprocess.segments import new_sequences, pieces
+from ttr_fast.data.preprocess import reading
 from ttr_fast.data.split import split_by_entity, uniform
-from ttr_fast.data.text_tokenizer import TERMINATOR
 from ttr_fast.errors import UserError
-
-START = 1_700_000_000
-Event = tuple[str, int, str]
-
-
-def events_file(path: Path, events: Iterable[Event]) -> Path:
-    path.write_text("".join(json.dumps({"entity": e, "time": t, "token": k}) + "\n" for e, t, k in events))
-    return path
-
-
-def some_events(seed: int, entities: int = 30, rows: int = 400) -> list[Event]:
-    rng = np.random.default_rng(seed)
-    times = START + np.sort(rng.integers(0, 10_000, rows))  # some of them equal
-    return [(f"é{rng.integers(entities)}", int(t), f"k{rng.integers(9)}") for t in times]
-
-
-def preprocess(*arguments: Any, out: Path) -> Corpus:
-    cli.run(["preprocess", *map(str, arguments), "--out", str(out), *([] if "--workers" in arguments else ["--workers", "1"])])
-    assert not list(out.parent.glob(".tmp-*"))
-    return open_corpus(out)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def sequences(corpus: Corpus, *splits: Any) -> list[tuple[list[int], list[float]]]:
-    """Tokens and times of each sequence of these splits, or of all."""
-    found = []
-    for name in splits or SPLITS:
-        split = corpus.split(name)
-        found += [(tokens.tolist(), times.tolist()) for tokens, times in map(split.sequence, range(split.n_sequences))]
-    return found
-
-
-def expected_sequences(events: Iterable[Event], vocabulary: tuple[str, ...]) -> list[tuple[list[int], list[float]]]:
-    """Those of all entities, computed plainly."""
-    of = defaultdict(list)
-    for entity, time, token in events:
-        of[entity].append((time, vocabulary.index(token)))
-    rows = [sorted(of[entity], key=lambda row: row[0]) for entity in sorted(of)]
-    return [([token for _, token in row], [time for time, _ in row]) for row in rows]
-
-
-@pytest.fixture
-def two_files(tmp_path: Path) -> tuple[Path, Path]:
-    """The same entities in both, at times that mix."""
-    return events_file(tmp_path / "a.jsonl", some_events(1)), events_file(tmp_path / "b.jsonl", some_events(2))
-
-
-@pytest.fixture
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many partitions, many blocks, and names that are forgotten, from a few rows."""
-    monkeypatch.setattr(plan, "BYTES_PER_PARTITION", {"events": 8 << 10, "texts": 1 << 10})
-    monkeypatch.setattr(spill, "ROWS", 50)
-    monkeypatch.setattr(spill, "NAME_SLOTS", 20)
-    monkeypatch.setattr(spill, "TEXT_BYTES", 100)
-    monkeypatch.setattr(partition, "ENCODED_AT_ONCE", 3)
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -278,88 +221,6 @@ def test_the_split_by_time_is_exact(tmp_path: Path, divide: int) -> None:
     assert sorted(chain.from_iterable(of_split)) == times
 
 
-@given(
-    times=st.lists(st.one_of(st.integers(-(2**62), 2**62), st.integers(-3, 3)), min_size=1, max_size=30),
-    shares=st.tuples(*[st.integers(0, 10)] * 3).filter(sum),
-    whole=st.booleans(),
-)
-def test_time_borders_are_order_statistics(times: list[int], shares: tuple[int, int, int], whole: bool) -> None:
-    values = np.array(times, np.int64 if whole else np.float64)
-    total = sum(shares)
-    found = time_borders(lambda: np.array_split(values, 3), values.size, (shares[0] / total, shares[1] / total, shares[2] / total), not whole)
-    for border, share in zip(found, (shares[0], shares[0] + shares[1]), strict=True):
-        rank = values.size * share // total
-        assert border == (None if rank == values.size else np.sort(values)[rank])
-
-
-def plain_hash(name: str) -> int:
-    """As hashing.py says, in Python's integers."""
-    content, most = name.encode(), 2**64
-
-    def mixed(z: int) -> int:
-        z = (z + 0x9E3779B97F4A7C15) % most
-        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % most
-        z = (z ^ z >> 27) * 0x94D049BB133111EB % most
-        return z ^ z >> 31
-
-    state = mixed(len(content))
-    for at in range(0, len(content), 8):
-        state = mixed(state ^ int.from_bytes(content[at : at + 8], "little"))
-    return state
-
-
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), max_size=10))
-def test_hashes_of_names_depend_on_their_bytes_alone(names: list[str]) -> None:
-    assert name_hashes(names).tolist() == [plain_hash(name) for name in names]
-    assert partition_of(name_hashes(names), 8).tolist() == [plain_hash(name) >> 61 for name in names]
-
-
-@given(st.lists(st.lists(st.integers(0, 15), max_size=10), max_size=5))
-def test_a_name_is_new_when_it_comes_up_first(chunks: list[list[int]]) -> None:
-    """With slots for all, exactly then; with few, it may be new again, but is never missed."""
-    roomy, tight, before = Seen(16), Seen(3), set[int]()
-    for chunk in chunks:
-        hashes = np.array(chunk, np.uint64)
-        new = roomy.new(hashes).tolist()
-        assert sorted(chunk[i] for i in new) == sorted(set(chunk) - before)
-        again = [chunk[i] for i in tight.new(hashes).tolist()]
-        assert len(set(again)) == len(again)
-        assert set(again) >= set(chunk) - before
-        before |= set(chunk)
-
-
-@given(
-    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=8),
-    begins=st.lists(st.booleans(), min_size=8, max_size=8),
-    length=st.one_of(st.none(), st.integers(1, 9)),
-    overlap=st.integers(0, 8),
-)
-def test_pieces_lose_nothing_and_overlap_exactly(lengths: list[int], begins: list[bool], length: int | None, overlap: int) -> None:
-    """Records of several tokens; where a record begins a sequence, and where pieces are cut again."""
-    if length is not None:
-        overlap = min(overlap, length - 1)
-    bounds = np.cumsum([0, *lengths])
-    starting = np.array([True, *begins[1 : len(lengths)]])
-    found = pieces(bounds, starting, length, overlap)
-    ends = [*bounds[:-1][starting][1:].tolist(), bounds[-1]]
-    expected = []
-    for a, b in zip(bounds[:-1][starting].tolist(), ends, strict=True):
-        while length is not None and b - a > length:
-            expected.append((a, a + length))
-            a += length - overlap
-        expected.append((a, b))
-    assert list(zip(found.starts.tolist(), found.stops.tolist(), strict=True)) == expected
-    assert all(bounds[r] <= start < bounds[r + 1] for r, start in zip(found.records.tolist(), found.starts.tolist(), strict=True))
-
-
-def test_gaps_cut_where_they_are_longer() -> None:
-    times = np.array([0, 10, 21, 31, 5])
-    entities, sides = np.array([0, 0, 0, 0, 1]), np.zeros(5, np.int8)
-    assert new_sequences(entities, times, sides, by_document=False, gap=10.0).tolist() == [True, False, True, False, True]
-    assert new_sequences(entities, times / 2, sides, by_document=False, gap=5.0).tolist() == [True, False, True, False, True]
-    far = np.array([0, 2**53 + 1])
-    assert new_sequences(np.zeros(2, int), far, np.zeros(2, np.int8), False, 2.0**53).tolist() == [True, True]
-
 
 def test_length_overlap_and_gap_in_the_unit_of_the_times(tmp_path: Path) -> None:
     times = [START * 1000 + t for t in (0, 1000, 2000, 3000, 5001, 6000)]
@@ -381,70 +242,6 @@ def test_rare_and_unknown_tokens_become_unk(tmp_path: Path, capsys: pytest.Captu
     assert again.vocabulary == ("<unk>", "x")
     assert sequences(again)[0][0] == [0, 0, 1]
 
-
-TEXTS = [("a", START + 60 * n, f"User: where {n}? Assistant: north {n % 3}" + ("</s>" if n % 2 else "")) for n in range(20)]
-
-
-def texts_file(path: Path) -> Path:
-    path.write_text("".join(json.dumps({"entity": f"{e}{n % 3}", "time": t, "text": text}) + "\n" for n, (e, t, text) in enumerate(TEXTS)))
-    return path
-
-
-@pytest.mark.usefixtures("small_pieces")
-def test_texts_start_with_their_date_and_end_once(tmp_path: Path) -> None:
-    corpus = preprocess(texts_file(tmp_path / "a.jsonl"), "--markers", "User:", "Assistant:", out=tmp_path / "out")
-    tokenizer = corpus.tokenizer()
-    assert tokenizer is not None
-    assert corpus.index.kind == "texts"
-    assert corpus.vocabulary == ()
-    assert corpus.vocabulary_size == tokenizer.size
-    decoded = []
-    for tokens, times in sequences(corpus):
-        assert tokens.count(tokenizer.terminator) == 1
-        assert tokens[-1] == tokenizer.terminator
-        assert tokens.count(tokenizer.token("User:")) == 1
-        assert len(set(times)) == 1
-        decoded.append((times[0], tokenizer.decode(tokens)))
-    assert sorted(decoded) == [(t, f"<{dates(np.array([t]), 1.0)[0]}>{text.removesuffix(TERMINATOR)}{TERMINATOR}") for _, t, text in TEXTS]
-
-
-def test_the_texts_of_an_entity_as_one_stream_cut_by_length(tmp_path: Path) -> None:
-    """Each piece starts with the date of its first token; without prefixes the stream is whole."""
-    path = texts_file(tmp_path / "a.jsonl")
-    options = ["--segment", "entity", "--split", 1, 0, 0, "--length", 7]
-    dated = preprocess(path, *options, out=tmp_path / "dated")
-    tokenizer = dated.tokenizer()
-    assert tokenizer is not None
-    plain = preprocess(path, *options, "--no-prefix", "--tokenizer", tmp_path / "dated" / "tokenizer.json", out=tmp_path / "plain")
-    assert (tmp_path / "plain" / "tokenizer.json").read_bytes() == (tmp_path / "dated" / "tokenizer.json").read_bytes()
-    for (tokens, times), (bare, bare_times) in zip(sequences(dated), sequences(plain), strict=True):
-        prefix = tokenizer.encode(f"<{dates(np.array(times[:1]), 1.0)[0]}>").tolist()
-        assert tokens == prefix + bare
-        assert times == [bare_times[0]] * len(prefix) + bare_times
-        assert len(bare) <= 7
-    stream = "".join(tokenizer.decode(tokens) for tokens, _ in sequences(plain))
-    assert stream == "".join(text.removesuffix(TERMINATOR) + TERMINATOR for n in range(3) for _, _, text in TEXTS[n::3])
-
-
-def test_texts_without_times_or_entities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """JSON strings; the same text is never on two sides, whatever files it is in."""
-    texts = [f"text {n % 30}" for n in range(60)]
-    (tmp_path / "a.json").write_text(json.dumps(texts))
-    corpus = preprocess(tmp_path / "a.json", out=tmp_path / "out")
-    assert "no times" in capsys.readouterr().err
-    assert (corpus.time_unit, corpus.index.tick_seconds, corpus.index.time_dtype) == (None, None, "int64")
-    tokenizer = corpus.tokenizer()
-    assert tokenizer is not None
-    sides = [sorted(tokenizer.decode(tokens) for tokens, _ in sequences(corpus, name)) for name in SPLITS]
-    assert sorted(chain.from_iterable(sides)) == sorted(f"{text}</s>" for text in texts)
-    assert len(set(sides[0]) | set(sides[1]) | set(sides[2])) == sum(len(set(side)) for side in sides) == 30
-    assert all(set(times) == {0} for _, times in sequences(corpus))
-    with pytest.raises(UserError, match="a.json: the texts have no 'entity', but --segment entity wants"):
-        cli.run(["preprocess", str(tmp_path / "a.json"), "--segment", "entity", "--workers", "1", "--out", str(tmp_path / "elsewhere" / "stream")])
-    for n in range(2):
-        (tmp_path / f"b{n}.json").write_text(json.dumps(texts[30 * n : 30 * n + 30]))
-    preprocess(tmp_path / "b0.json", tmp_path / "b1.json", out=tmp_path / "divided")
-    assert contents(tmp_path / "divided") == contents(tmp_path / "out")
 
 
 def test_what_a_file_holds_is_seen(tmp_path: Path) -> None:
