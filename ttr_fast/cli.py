@@ -17,6 +17,7 @@ COMMANDS = {
     "train": "train a temporal transformer on a CSV of timed events",
     "generate": "continue an entity's events with a trained model",
     "bench": "time attention, matrix products, training steps and decoding against PyTorch and NumPy",
+    "doctor": "show what this machine has for each backend, and what mends what is missing",
 }
 INTERRUPTED = 130
 

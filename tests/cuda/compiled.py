@@ -14,7 +14,7 @@ import ttr_fast.cuda
 from ttr_fast.cuda.jit import KERNELS, Kernel, cuda
 
 TARGETS = ((8, 0), (9, 0), (10, 0))
-"""A100, H100 and H200, B200."""
+"""A100, H100 and H200, B200. No kernel asks for what only the later ones have, so the assembly language is made once, for the first."""
 
 RESERVED = {(9, 0): 1024}
 """Bytes of each block's shared memory that a device keeps for itself and the assembler counts, where the kernel uses any."""
@@ -39,19 +39,19 @@ def all_kernels() -> dict[str, Kernel]:
 
 
 @contextmanager
-def pretended(target: tuple[int, int]) -> Iterator[None]:
-    """Functions that kernels call are compiled for the device at hand: let it be this one."""
-    with patch("numba.cuda.dispatcher.get_current_device", lambda: SimpleNamespace(compute_capability=target)):
+def pretended_device() -> Iterator[None]:
+    """Functions that kernels call are compiled for the device at hand: let it be the first target."""
+    with patch("numba.cuda.dispatcher.get_current_device", lambda: SimpleNamespace(compute_capability=TARGETS[0])):
         yield
 
 
-def ptx_of(kernel: Kernel, signature: str, target: tuple[int, int]) -> str:
+def ptx_of(kernel: Kernel, signature: str) -> str:
     """The kernel in the portable assembly language."""
     from numba.core.sigutils import normalize_signature
 
     arguments, _ = normalize_signature(f"void({signature})")
-    with pretended(target):
-        return cuda.compile_ptx(kernel.function, arguments, cc=target, launch_bounds=kernel.threads)[0]
+    with pretended_device():
+        return cuda.compile_ptx(kernel.function, arguments, cc=TARGETS[0], launch_bounds=kernel.threads)[0]
 
 
 def assembled(ptx: str, target: tuple[int, int]) -> Cost:

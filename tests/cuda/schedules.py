@@ -1,7 +1,9 @@
 """Kernels have to give the same bits in whatever order their threads run."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
+from hypothesis import strategies as st
 from numpy import ndarray
 
 from ttr_fast.cuda.jit import SIMULATED
@@ -22,3 +24,12 @@ def in_every_schedule(run: Callable[[], tuple[ndarray, ...]]) -> tuple[ndarray, 
         for a, b in zip(results[0], other, strict=True):
             assert a.tobytes() == b.tobytes()
     return results[0]
+
+
+def in_any_schedule(data: st.DataObject) -> AbstractContextManager[None]:
+    """Where one run has to do: one of them, drawn."""
+    if not SIMULATED:
+        return nullcontext()
+    from ttr_fast.cuda.simulator import SCHEDULES, schedule
+
+    return schedule(data.draw(st.sampled_from(SCHEDULES)))

@@ -13,7 +13,7 @@ from ttr_fast.errors import UserError
 from ttr_fast.generation.decode import continue_sequence
 from ttr_fast.generation.itinerary import itinerary_line, time_text
 from ttr_fast.generation.sample import Event
-from ttr_fast.model import BackendName
+from ttr_fast.model import BackendName, check_usable
 from ttr_fast.training.checkpoint import load_checkpoint
 
 SHOWN_PAST = 3
@@ -46,7 +46,7 @@ class Command:
     sort: bool = False
     """Sort each entity's events by time; without it, times that go backwards are an error."""
     backend: BackendName = "cpu"
-    """What computes: cpu, the fast core, or reference, the NumPy oracle."""
+    """What computes: cpu, the fast core, cuda, an NVIDIA GPU, or reference, the NumPy oracle."""
     json: Annotated[bool, tyro.conf.arg(help="One JSON object a line: time, token.")] = False
 
     def run(self) -> None:
@@ -57,6 +57,7 @@ class Command:
             raise UserError(f"--temperature must be 0 or positive, got {self.temperature}")
         if self.seed < 0:
             raise UserError(f"--seed must not be negative, got {self.seed}")
+        check_usable(self.backend)
         params, saved = load_checkpoint(self.checkpoint)
         s = saved.source
         events = read_events(

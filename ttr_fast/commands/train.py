@@ -14,7 +14,7 @@ from ttr_fast.data.event_csv import read_events
 from ttr_fast.data.measures import measured_time
 from ttr_fast.data.split import split_by_entity
 from ttr_fast.errors import UserError
-from ttr_fast.model import BackendName
+from ttr_fast.model import BackendName, check_usable
 from ttr_fast.training.baselines import bigram_nats, log_normal_baseline, majority_nats
 from ttr_fast.training.checkpoint import CheckpointConfig, Source, replace_file, save_checkpoint
 from ttr_fast.training.evaluation import evaluate
@@ -55,7 +55,7 @@ class Command:
     out: Path | None = None
     """Folder of the run, new or empty; runs/train, runs/train-2, … if not given."""
     backend: BackendName = "cpu"
-    """What computes: cpu, the fast core, or reference, the NumPy oracle."""
+    """What computes: cpu, the fast core, cuda, an NVIDIA GPU, or reference, the NumPy oracle."""
     json: bool = False
     """Print the results as JSON."""
     save_every: int = 100
@@ -77,6 +77,7 @@ class Command:
             raise UserError("nothing to train on: name a CSV with --data, or a run that was stopped with --resume")
         if self.save_every < 1 or self.keep < 1:
             raise UserError(f"--save-every and --keep must be at least 1, got {self.save_every} and {self.keep}")
+        check_usable(self.backend)
         folder = check_unused(self.out) if self.out else free_folder("train")
         self.model.config(vocab_size=1, time=TimeConfig())  # sizes that do not fit together are told before anything is read
         self.train_in(folder)

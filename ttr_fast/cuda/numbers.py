@@ -29,7 +29,7 @@ if SIMULATED:
     STORED = {"int16": np.float16, "uint16": ml_dtypes.bfloat16}
 
     def compute_type(like):
-        """The type of arithmetic of an array of any storage."""
+        """The type of arithmetic of an array of any storage, or of a number."""
         return np.float64 if like.dtype == np.float64 else np.float32
 
     def number(like, value):
@@ -102,7 +102,7 @@ else:
         return types.int16(types.float32), generate
 
     def compute_type(like):
-        """The type of arithmetic of an array of any storage."""
+        """The type of arithmetic of an array of any storage, or of a number."""
 
     def number(like, value):
         """A value in that type."""
@@ -118,12 +118,12 @@ else:
 
     @overload(compute_type)
     def compute_type_of(like):
-        kind = np.float64 if like.dtype == types.float64 else np.float32
+        kind = np.float64 if getattr(like, "dtype", like) == types.float64 else np.float32
         return lambda like: kind
 
     @overload(number)
     def number_of(like, value):
-        kind = types.float64 if like.dtype == types.float64 else types.float32
+        kind = types.float64 if getattr(like, "dtype", like) == types.float64 else types.float32
         return lambda like, value: kind(value)
 
     @overload(load)
