@@ -10,7 +10,7 @@ PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 .DEFAULT_GOAL = help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test peers lint gradients mutants cpu-mutants cuda-sim cuda-compile clean
+.PHONY: help demo test peers lint gradients mutants cpu-mutants cuda-sim cuda-compile cuda-mutants clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,9 @@ cuda-sim: .venv/.extra-test  ## run the kernels for the GPU in a simulator, agai
 # An environment of its own: numba-cuda changes what `numba.cuda` is, and it and its libraries are 400 MB. With a GPU, the kernels run on it too.
 cuda-compile: .venv-cuda/.extra-cuda  ## compile the kernels for three GPUs, none needed, and check registers, stack and shared memory
 	@.venv-cuda/bin/python -m pytest tests/cuda --numprocesses 2 --dist worksteal $(ARGS)
+
+cuda-mutants: .venv/.extra-test  ## seed errors into the kernels for the GPU and see that the test named for each catches it
+	@$(BIN)/python -m tests.mutants --cuda $(ARGS)
 
 clean:  ## remove .venv, caches and build outputs; runs/ stays
 	@rm -rf .venv .venv-cuda build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

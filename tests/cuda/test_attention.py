@@ -12,14 +12,16 @@ from tests.ref.bounds import attention_limits, share, worst_share
 from tests.ref.cases import BIASES, Problem, packed, problems, random_bias, seeds
 from ttr_fast.cuda import attention as gpu
 from ttr_fast.cuda.attention_plan import plan_attention
-from ttr_fast.cuda.time_bias import bias_gradient, bias_table, sums_of
+from ttr_fast.cuda.attention_tiles import spec_for
+from ttr_fast.cuda.dropout import sites_of
+from ttr_fast.cuda.time_bias import BiasTable, bias_gradient, bias_table, described, sums_of
 from ttr_ref import attention as ref
 from ttr_ref.config import TimeConfig
 from ttr_ref.dropout import ATTENTION, Dropout, DropoutKey
 from ttr_ref.float_dtype import FloatDType
 from ttr_ref.time_bias import NoBias, TimeBias
 from ttr_ref.timeline import Timeline, timeline_from_lengths
-from ttr_ref.tree import leaves_of
+from ttr_ref.tree import leaves_of, tree_map
 
 VARIANTS = [
     *((kind, "f64", True) for kind in BIASES), *((kind, "f32", False) for kind in BIASES),
@@ -32,13 +34,21 @@ def rounded_to(p: Problem, dtype: FloatDType) -> Problem:
     """The problem as storage holds it, in float64: what the oracle is given."""
     q, k, v, do = (values(stored(a, dtype)) for a in (p.q, p.k, p.v, p.do))
     dlse = None if p.dlse is None else p.dlse.astype(dtype.compute).astype(np.float64)
-    return p._replace(q=q, k=k, v=v, do=do, dlse=dlse)
+    bias = tree_map(lambda a: a.astype(dtype.compute).astype(np.float64), p.bias)
+    return p._replace(q=q, k=k, v=v, do=do, dlse=dlse, bias=bias)
+
+
+def table_of(bias: TimeBias, time: TimeConfig, heads: int, compute: np.dtype) -> BiasTable:
+    """In buffers of its own."""
+    return bias_table(bias, time, np.full(heads, np.nan, compute), np.full((heads, described(bias, time)[-1]), np.nan, compute))
 
 
 def run(p: Problem, dtype: FloatDType) -> tuple[ndarray, ndarray, ndarray, ndarray, ndarray, TimeBias]:
     """O, LSE, dq, dk, dv, dbias."""
     q, k, v, do = (stored(a, dtype) for a in (p.q, p.k, p.v, p.do))
-    task = gpu.AttentionTask(plan_attention(p.at_q, p.at_k, p.causal, p.window), bias_table(p.bias, p.time, q.shape[1], dtype.compute), p.drop)
+    plan = plan_attention(p.at_q, p.at_k, p.causal, p.window, spec_for(dtype.compute, q.shape[3]).tile)
+    bias = tree_map(lambda a: a.astype(dtype.compute), p.bias)
+    task = gpu.AttentionTask(plan, table_of(bias, p.time, q.shape[1], dtype.compute), sites_of([p.drop], dtype.compute))
     o, lse = empty(q.shape, dtype), np.full(q.shape[:3], np.nan, dtype.compute)
     gpu.attention_forward(q, k, v, task, o, lse)
     dq, dk, dv = (np.full(a.shape, np.nan, dtype.compute) for a in (q, k, v))
@@ -46,7 +56,9 @@ def run(p: Problem, dtype: FloatDType) -> tuple[ndarray, ndarray, ndarray, ndarr
     sums = np.full((q.shape[1], sums_of(task.bias)), np.nan)
     partial = np.full((q.shape[0], gpu.backward_blocks(q), *sums.shape), np.nan)
     gpu.attention_backward(do, dlse, q, k, v, o, lse, task, dq, dk, dv, sums, np.full_like(lse, np.nan), partial)
-    return o, lse, dq, dk, dv, bias_gradient(p.bias, sums)
+    dbias = tree_map(lambda a: np.full_like(a, np.nan), bias)
+    bias_gradient(bias, task.bias, sums, dbias)
+    return o, lse, dq, dk, dv, dbias
 
 
 def flat(results: tuple) -> tuple[ndarray, ...]:
@@ -133,9 +145,9 @@ def test_what_is_not_read_may_be_anything() -> None:
 def test_what_it_refuses() -> None:
     at = timeline_from_lengths(np.array([[3, 2]]), np.array([2]))
     with pytest.raises(ValueError, match="times go backwards in document 0: 3 is followed by 2"):
-        plan_attention(at, at, True, None)
-    plan = plan_attention(at, at, False, None)
-    task = gpu.AttentionTask(plan, bias_table(NoBias(), TimeConfig(), 3, np.dtype(np.float32)), None)
+        plan_attention(at, at, True, None, 8)
+    plan = plan_attention(at, at, False, None, 8)
+    task = gpu.AttentionTask(plan, table_of(NoBias(), TimeConfig(), 3, np.dtype(np.float32)), sites_of([], np.dtype(np.float32)))
     a, lse = np.zeros((1, 3, 2, 4), np.float32), np.zeros((1, 3, 2), np.float32)
     with pytest.raises(ValueError, match="3 query heads cannot share 2 key/value heads evenly"):
         gpu.attention_forward(a, a[:, :2], a[:, :2], task, a, lse)

@@ -1,6 +1,8 @@
 """Machine code of every kernel for three devices, with no device: within the registers and shared memory that it declares, no stack, no spills."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -33,3 +35,14 @@ def test_the_assembler_is_understood() -> None:
     assert cost_of(log, (9, 0)).shared == 1024
     with pytest.raises(ValueError, match="tells no registers"):
         cost_of("nothing", (8, 0))
+
+
+def test_numpy_without_row_stack() -> None:
+    """As it comes from 2.5 on: numba-cuda can be imported after jit.py has mended it, and cannot before."""
+    without = "import numpy; del numpy.row_stack; "
+    done = [
+        subprocess.run([sys.executable, "-c", without + code], capture_output=True, text=True, check=False)
+        for code in ("import numba.cuda", "import ttr_fast.cuda.jit; import numba.cuda; print('imported')")
+    ]
+    assert "row_stack" in done[0].stderr
+    assert done[1].stdout == "imported\n", done[1].stderr

@@ -53,6 +53,17 @@ def test_equals_the_oracle(dtype: FloatDType, n: int, v: int, scale: float, seed
     assert share(in_place, expected, error) <= 1
 
 
+@pytest.mark.parametrize("place", [0, THREADS // 4, THREADS // 2, THREADS - 1, THREADS, THREADS + 10])
+def test_one_logit_far_above_all(place: int) -> None:
+    """Whoever reads it: e^200 is no float32, so the largest has to be found."""
+    logits = np.zeros((1, THREADS + 11), np.float32)
+    logits[0, place] = 200
+    nats, lse = np.empty((2, 1), np.float32)
+    gpu.cross_entropy_forward(logits, np.zeros(1, np.int64), nats, lse)
+    assert lse == 200
+    assert nats == 200 - logits[0, 0]
+
+
 def test_not_a_number_stays_in_its_row() -> None:
     logits = np.zeros((3, 5), np.float32)
     logits[1, 3] = np.nan

@@ -11,7 +11,7 @@ from tests.ref.bounds import EPS, share
 from ttr_fast.cuda import rows, time2vec as gpu
 from ttr_fast.cuda.jit import cuda, kernel
 from ttr_ref.config import TimeConfig
-from ttr_ref.float_dtype import FloatDType
+from ttr_ref.float_dtype import FloatDType, round_to_storage
 from ttr_ref.time2vec import Time2VecParams, reduced_phase, time2vec_backward, time2vec_forward
 from ttr_ref.timeline import elapsed, timeline_from_lengths
 
@@ -35,13 +35,14 @@ def test_sine_and_cosine() -> None:
 
 
 def run(time: ndarray, document: ndarray, config: TimeConfig, params: Time2VecParams, dy: ndarray, dtype: FloatDType) -> tuple[ndarray, ...]:
-    """tau, y, dparams."""
+    """tau, y, domega, dphi."""
     n, e = dy.shape
-    tau, y, dparams = np.full(n, np.nan), empty((n, e), dtype), np.full(2 * e, np.nan)
+    tau, y = np.full(n, np.nan), empty((n, e), dtype)
+    domega, dphi = np.full(e, np.nan), np.full(e, np.nan, dtype.compute)
     gpu.elapsed(time, document, config.origin, config.unit, tau)
-    gpu.time2vec_forward(tau, *params, y)
-    gpu.time2vec_backward(dy, tau, *params, dparams, np.full((rows.chunks_of(n), 2 * e), np.nan))
-    return tau, y, dparams
+    gpu.time2vec_forward(tau, *params, None, y)
+    gpu.time2vec_backward(dy, tau, *params, domega, dphi, np.full((2, rows.chunks_of(n), e), np.nan))
+    return tau, y, domega, dphi
 
 
 @pytest.mark.parametrize("dtype", STORAGES)
@@ -58,10 +59,10 @@ def test_equals_the_oracle(dtype: FloatDType, b: int, t: int, e: int, whole: boo
         time[np.arange(t) >= lengths[:, None]] = np.nan
     at = timeline_from_lengths(time, lengths)
     config = TimeConfig(origin=NOW - 5, unit=60.0)
-    params = Time2VecParams(rng.standard_normal(e), rng.standard_normal(e))
+    params = Time2VecParams(rng.standard_normal(e), rng.standard_normal(e).astype(dtype.compute))
     params.omega[0] *= 1e-3  # f16 goes no further than 65 504
     dy = stored(rng.standard_normal((b * t, e)), dtype)
-    tau, y, dparams = in_every_schedule(lambda: run(time.reshape(-1), at.document.reshape(-1), config, params, dy, dtype))
+    tau, y, domega, dphi = in_every_schedule(lambda: run(time.reshape(-1), at.document.reshape(-1), config, params, dy, dtype))
     np.testing.assert_array_equal(tau, elapsed(at, config).reshape(-1))
 
     y_ref, cache = time2vec_forward(at, params, config)
@@ -70,5 +71,18 @@ def test_equals_the_oracle(dtype: FloatDType, b: int, t: int, e: int, whole: boo
     assert share(values(y), y_ref, limit(y_ref, (2 * EPS + through_f32) * np.abs(y_ref) + 2.0**-126 * (dtype != FloatDType.F64), dtype)) <= 1
     expected = time2vec_backward(values(dy).reshape(b, t, e), cache)
     size = np.abs(values(dy) * np.where(np.arange(e) == 0, 1, np.cos(reduced_phase(tau, *params))))
-    for actual, reference, terms in zip(dparams.reshape(2, e), expected, (size * np.abs(tau)[:, None], size), strict=True):
-        assert share(actual, reference, (b * t + 4) * EPS * terms.sum(0)) <= 1
+    for actual, reference, terms in zip((domega, dphi), expected, (size * np.abs(tau)[:, None], size), strict=True):
+        rounding = float(np.finfo(actual.dtype).eps) / 2 * np.abs(reference)
+        assert share(actual, reference, (b * t + 4) * EPS * terms.sum(0) + rounding) <= 1
+
+
+@pytest.mark.parametrize("dtype", STORAGES)
+def test_added_to_rows(dtype: FloatDType) -> None:
+    """The oracle's sum: features rounded to the type of arithmetic, then the sum to storage; x may give its place to it."""
+    rng = np.random.default_rng(0)
+    tau, params = rng.uniform(0, 1e3, 7), Time2VecParams(rng.standard_normal(9), rng.standard_normal(9).astype(dtype.compute))
+    x, features = stored(rng.standard_normal((7, 9)), dtype), np.full((7, 9), np.nan, dtype.compute)
+    gpu.time2vec_forward(tau, *params, None, features)
+    expected = round_to_storage(values(x).astype(dtype.compute) + features, dtype)
+    gpu.time2vec_forward(tau, *params, x, x)
+    np.testing.assert_array_equal(values(x), expected)

@@ -1,24 +1,24 @@
 """Attention on the GPU, with the names of ttr_ref/attention.py, where the mathematics is.
 
 Nothing of size T × T exists (Dao et al. 2022, arXiv:2205.14135): attention_forward.py and attention_backward.py say how. What a batch and its
-parameters mean to kernels is worked out by plan_attention, bias_table and sites_of; arrays are buffers of whoever calls.
+parameters mean to kernels is worked out by plan_attention, bias_table and sites_of, once for all blocks or all steps; arrays are buffers of whoever
+calls.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Inexact, Int64, Shaped
+from jaxtyping import Float64, Inexact, Shaped
 from numpy import ndarray
 
 from ttr_fast.cuda.attention_backward import bracket_rows, key_kernel, query_kernel
 from ttr_fast.cuda.attention_forward import forward_kernel
-from ttr_fast.cuda.attention_plan import AttentionPlan, keys_of_blocks, queries_of_blocks
+from ttr_fast.cuda.attention_plan import AttentionPlan
 from ttr_fast.cuda.attention_tiles import THREADS, spec_for
-from ttr_fast.cuda.dropout import sites_of
+from ttr_fast.cuda.dropout import Sites
 from ttr_fast.cuda.jit import COMPUTE, blocks_for
 from ttr_fast.cuda.rows import sum_chunks
 from ttr_fast.cuda.time_bias import BiasTable
-from ttr_ref.dropout import Dropout
 
 
 class AttentionTask(NamedTuple):
@@ -26,18 +26,12 @@ class AttentionTask(NamedTuple):
 
     plan: AttentionPlan
     bias: BiasTable
-    drop: Dropout | None
-
-
-def words_of(drop: Dropout | None, compute: np.dtype) -> tuple[Int64[ndarray, "1 4"], np.floating]:
-    """Dropout as kernels take it: a threshold of 0 drops nothing."""
-    sites = sites_of([drop], compute)
-    return (sites.words, sites.factors[0]) if sites.factors.size else (np.zeros((1, 4), np.int64), compute.type(1))
+    drop: Sites
 
 
 def common(task: AttentionTask, compute: np.dtype, d: int) -> tuple[Any, ...]:
     """The last arguments of all kernels."""
-    return *task.plan, *task.bias, compute.type(d**-0.5), *words_of(task.drop, compute)
+    return *task.plan[:8], *task.bias, compute.type(d**-0.5), *task.drop
 
 
 def attention_forward(
@@ -57,7 +51,7 @@ def attention_forward(
         raise ValueError(f"attention: {heads} query heads cannot share {groups} key/value heads evenly")
     spec = spec_for(compute, d)
     grid = blocks_for(places, spec.tile), heads, rows
-    forward_kernel(spec)[grid, THREADS](q, k, v, o, lse, keys_of_blocks(task.plan, spec.tile), *common(task, compute, d))
+    forward_kernel(spec)[grid, THREADS](q, k, v, o, lse, task.plan.keys, *common(task, compute, d))
 
 
 def attention_backward(
@@ -84,9 +78,9 @@ def attention_backward(
     spec, last = spec_for(compute, d), common(task, compute, d)
     bracket_rows[blocks_for(bracket.size, THREADS), THREADS](o, do, dlse, bracket)
     grid = partial.shape[1], heads, rows
-    query_kernel(spec)[grid, THREADS](q, k, v, do, lse, bracket, dq, partial, keys_of_blocks(task.plan, spec.tile), *last)
+    query_kernel(spec)[grid, THREADS](q, k, v, do, lse, bracket, dq, partial, task.plan.keys, *last)
     grid = blocks_for(k.shape[2], spec.tile), groups, rows
-    key_kernel(spec)[grid, THREADS](q, k, v, do, lse, bracket, dk, dv, queries_of_blocks(task.plan, spec.tile), *last)
+    key_kernel(spec)[grid, THREADS](q, k, v, do, lse, bracket, dk, dv, task.plan.queries, *last)
     if sums.size:
         sum_chunks(partial.reshape(-1, sums.size), sums.reshape(-1))
 

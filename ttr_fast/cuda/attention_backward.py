@@ -68,7 +68,7 @@ def query_kernel(spec: Spec) -> Any:
     )  # fmt: skip
     def query_gradients(
         q, k, v, do, lse, bracket, dq, partial, reach, first, stop, time_q, time_k, position_q, position_k, document_q, causal, kind, terms, rate,
-        parameters, scale, words, factor,
+        parameters, scale, words, factors,
     ):  # fmt: skip
         """Block (x, h, b) has the tile x of queries of head h of row b; partial[b, x, h] are its sums of the bias's gradient."""
         queries, upstream = cuda.shared.array((tile, row), dtype), cuda.shared.array((tile, row), dtype)
@@ -101,7 +101,7 @@ def query_kernel(spec: Spec) -> Any:
                     if pair_is_read(plan, b, query, key):
                         delta = difference(plan, lse, b, query, key)
                         p = exp(pair_score(slopes[r, c], scale, plan, bias, b, h, query, key) - lse[b, h, query])
-                        slope = p * (kept(places[r, c], plan, words, factor, heads, b, h, query, key) - bracket[b, h, query])
+                        slope = p * (kept(places[r, c], plan, words, factors, heads, b, h, query, key) - bracket[b, h, query])
                         add_bias_sums(bias, h, delta, slope, collected)
                         if kind == TABLE:
                             place = knot_place(parameters, delta * rate[h], terms)
@@ -141,7 +141,7 @@ def key_kernel(spec: Spec) -> Any:
     )
     def key_gradients(
         q, k, v, do, lse, bracket, dk, dv, reach, first, stop, time_q, time_k, position_q, position_k, document_q, causal, kind, terms, rate,
-        parameters, scale, words, factor,
+        parameters, scale, words, factors,
     ):  # fmt: skip
         """Block (x, g, b) has the tile x of keys of group g of row b."""
         queries, upstream = cuda.shared.array((tile, row), dtype), cuda.shared.array((tile, row), dtype)
@@ -170,7 +170,7 @@ def key_kernel(spec: Spec) -> Any:
                         query, key, slope, weight = start + r, begin + c, number(lse, 0), number(lse, 0)
                         if pair_is_read(plan, b, query, key):
                             p = exp(pair_score(slopes[r, c], scale, plan, bias, b, h, query, key) - lse[b, h, query])
-                            mask = kept(number(lse, 1), plan, words, factor, heads, b, h, query, key)
+                            mask = kept(number(lse, 1), plan, words, factors, heads, b, h, query, key)
                             slope, weight = p * (weights[r, c] * mask - bracket[b, h, query]), p * mask
                         slopes[r, c], weights[r, c] = slope, weight
                 cuda.syncthreads()

@@ -26,7 +26,7 @@ def parts_of(window: int) -> int:
 @kernel(
     "S[:, :, :, ::1], S[:, :, :, ::1], S[:, :, :, ::1], M[:, ::1], int64[::1], int64, int64, C[::1], C[:, ::1], C, C[:, :, ::1], C[:, :, ::1], "
     "C[:, :, :, ::1]",
-    registers=64,
+    registers=48,
     shared=2 * 8 * SLOTS,
     threads=SLOTS,
 )
@@ -57,7 +57,7 @@ def attend_part(q, k, v, time, position, kind, terms, rate, parameters, scale, t
         sums[b, h, part, f] = s
 
 
-@kernel("C[:, :, ::1], C[:, :, ::1], C[:, :, :, ::1], S[:, :, :, ::1], C[:, :, ::1]", registers=48, threads=SLOTS)
+@kernel("C[:, :, ::1], C[:, :, ::1], C[:, :, :, ::1], S[:, :, :, ::1], C[:, :, ::1]", registers=56, threads=SLOTS)
 def add_parts(tops, totals, sums, o, lse):
     """One thread for each feature of each head of each row."""
     at, heads, d = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, o.shape[1], o.shape[3]

@@ -48,7 +48,7 @@ def forward_kernel(spec: Spec) -> Any:
     @kernel(spec.signatures(SIGNATURE), registers=REGISTERS[spec], shared=shared_bytes(spec), threads=THREADS, variant=f"{spec.compute} {width}")
     def attend(
         q, k, v, o, lse, reach, first, stop, time_q, time_k, position_q, position_k, document_q, causal, kind, terms, rate, parameters, scale, words,
-        factor,
+        factors,
     ):  # fmt: skip
         """Block (x, h, b) has the tile x of queries of head h of row b."""
         queries, panel = cuda.shared.array((tile, row), dtype), cuda.shared.array((tile, row), dtype)
@@ -93,7 +93,7 @@ def forward_kernel(spec: Spec) -> Any:
                     if weights[r, c] != nothing:
                         p = exp(weights[r, c] - top[r])
                         shares[r, j] += p
-                        p = kept(p, plan, words, factor, heads, b, h, start + r, begin + c)
+                        p = kept(p, plan, words, factors, heads, b, h, start + r, begin + c)
                     weights[r, c] = p
             cuda.syncthreads()
             if t < tile:

@@ -24,6 +24,10 @@ class AttentionPlan(NamedTuple):
     position_k: Int64[ndarray, "B T_k"]
     document_q: Int64[ndarray, "B T_q"]
     causal: bool
+    keys: Int64[ndarray, "B blocks_q 2"]
+    """Of each block of queries: the first place and one behind the last of the keys that some of them reads."""
+    queries: Int64[ndarray, "B blocks_k 2"]
+    """Of each block of keys: the first place and one behind the last of the queries that read some of them."""
 
 
 def runs(documents: Int64[ndarray, "T"]) -> dict[int, slice]:
@@ -33,8 +37,10 @@ def runs(documents: Int64[ndarray, "T"]) -> dict[int, slice]:
     return {int(documents[start]): slice(start, end) for start, end in zip(starts.tolist(), ends, strict=True) if documents[start] >= 0}
 
 
-def plan_attention(at_q: Timeline, at_k: Timeline, causal: bool, window: int | None) -> AttentionPlan:
-    """Integer times are taken relative to their document's first key, exactly; float times as they are, so that a difference is rounded once.
+def plan_attention(at_q: Timeline, at_k: Timeline, causal: bool, window: int | None, tile: int) -> AttentionPlan:
+    """The plan for kernels with tiles of that many queries and keys (attention_tiles.spec_for).
+
+    Integer times are taken relative to their document's first key, exactly; float times as they are, so that a difference is rounded once.
 
     Raises ValueError if a causal document's times go backwards.
     """
@@ -56,25 +62,26 @@ def plan_attention(at_q: Timeline, at_k: Timeline, causal: bool, window: int | N
                 first[b, queries] = here.start + np.clip(0 if window is None else beyond - window, 0, t_k.size)
                 stop[b, queries] = here.start + (np.clip(beyond, 0, t_k.size) if causal else t_k.size)
     position_q, position_k, document_q = (np.ascontiguousarray(a, np.int64) for a in (at_q.position, at_k.position, at_q.document))
-    return AttentionPlan(first, stop, time_q, time_k, position_q, position_k, document_q, causal)
+    keys_read, read_by = keys_of_blocks(first, stop, tile), queries_of_blocks(first, stop, at_k.time.shape[1], tile)
+    return AttentionPlan(first, stop, time_q, time_k, position_q, position_k, document_q, causal, keys_read, read_by)
 
 
-def keys_of_blocks(plan: AttentionPlan, tile: int) -> Int64[ndarray, "B blocks 2"]:
-    """The first place and one behind the last of the keys that some query of each block of `tile` reads; an empty range where none is read."""
-    rows, places = plan.first.shape
+def keys_of_blocks(first: Int64[ndarray, "B T_q"], stop: Int64[ndarray, "B T_q"], tile: int) -> Int64[ndarray, "B blocks 2"]:
+    """An empty range where no query of the block reads anything."""
+    rows, places = first.shape
     blocks = -(-places // tile)
-    reads = plan.first < plan.stop
+    reads = first < stop
     spare = ((0, 0), (0, blocks * tile - places))
-    first = np.pad(np.where(reads, plan.first, np.iinfo(np.int64).max), spare, constant_values=np.iinfo(np.int64).max)
-    stop = np.pad(np.where(reads, plan.stop, 0), spare)
-    low, high = first.reshape(rows, blocks, tile).min(2), stop.reshape(rows, blocks, tile).max(2)
+    begin = np.pad(np.where(reads, first, np.iinfo(np.int64).max), spare, constant_values=np.iinfo(np.int64).max)
+    end = np.pad(np.where(reads, stop, 0), spare)
+    low, high = begin.reshape(rows, blocks, tile).min(2), end.reshape(rows, blocks, tile).max(2)
     return np.stack([np.minimum(low, high), high], axis=-1)
 
 
-def queries_of_blocks(plan: AttentionPlan, tile: int) -> Int64[ndarray, "B blocks 2"]:
-    """The first place and one behind the last of the queries that read some key of each block of `tile`."""
-    blocks = np.arange(-(-plan.time_k.shape[1] // tile)) * tile
-    reads = (plan.first < plan.stop)[:, None] & (plan.first[:, None] < blocks[:, None] + tile) & (plan.stop[:, None] > blocks[:, None])
+def queries_of_blocks(first: Int64[ndarray, "B T_q"], stop: Int64[ndarray, "B T_q"], keys: int, tile: int) -> Int64[ndarray, "B blocks 2"]:
+    """An empty range where no key of the block is read."""
+    blocks = np.arange(-(-keys // tile)) * tile
+    reads = (first < stop)[:, None] & (first[:, None] < blocks[:, None] + tile) & (stop[:, None] > blocks[:, None])
     places = reads.shape[2]
     some = reads.any(2)
     return np.stack([np.where(some, reads.argmax(2), 0), np.where(some, places - reads[:, :, ::-1].argmax(2), 0)], axis=-1)

@@ -18,7 +18,7 @@ SIDE = 8
 THREADS = SIDE * SIDE
 PLAN = "int64[:, ::1], int64[:, ::1], float64[:, ::1], float64[:, ::1], int64[:, ::1], int64[:, ::1], int64[:, ::1], boolean"
 BIAS = "int64, int64, C[::1], C[:, ::1]"
-DROP = "int64[:, ::1], C"
+DROP = "int64[:, ::1], C[::1]"
 
 
 class Spec(NamedTuple):
@@ -88,12 +88,12 @@ def pair_score(product, scale, plan, bias, b, h, query, key):
 
 
 @inner
-def kept(p, plan, words, factor, heads, b, h, query, key):
-    """p times dropout's mask of the pair; as it is where nothing is dropped."""
-    if words[0, THRESHOLD] > 0:
+def kept(p, plan, words, factors, heads, b, h, query, key):
+    """p times dropout's mask of the pair; as it is where there is no site."""
+    if factors.size > 0:
         column = plan[5][b, key]
         four = drawn(words, 0, column // 4 & 0xFFFFFFFF, plan[4][b, query], plan[6][b, query] * heads + h)
-        p = p * factor if one_of(four, column % 4) >= np.uint64(words[0, THRESHOLD]) else number(p, 0)
+        p = p * factors[0] if one_of(four, column % 4) >= np.uint64(words[0, THRESHOLD]) else number(p, 0)
     return p
 
 

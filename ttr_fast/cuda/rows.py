@@ -62,19 +62,19 @@ def block_max(scratch, value):
     return largest
 
 
-@kernel("C[:, ::1], C[::1]", registers=32, threads=THREADS)
+@kernel(("C[:, ::1], C[::1]", "float64[:, ::1], C[::1]"), registers=32, threads=THREADS)
 def add_chunks(partial, total):
     """total[k] = Σ_c partial[c, k], in order."""
     k = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
     if k < total.size:
-        s = number(total, 0)
+        s = number(partial, 0)
         for c in range(partial.shape[0]):
             s += partial[c, k]
         total[k] = s
 
 
 def sum_chunks(partial, total) -> None:
-    """total (K,) from partial (chunks, K), both in one type of arithmetic."""
+    """total (K,) from partial (chunks, K), which is of the same type or float64."""
     add_chunks[blocks_for(total.size, THREADS), THREADS](partial, total)
 
 

@@ -8,7 +8,7 @@ Ladder:
 """
 
 from ttr_fast.cuda.jit import blocks_for, cuda, inner, kernel
-from ttr_fast.cuda.numbers import load, store, times
+from ttr_fast.cuda.numbers import load, number, store, times
 from ttr_fast.cuda.rows import CHUNK, THREADS, reduced, sine_and_cosine, sum_chunks
 
 
@@ -28,29 +28,30 @@ def elapsed(time, document, origin, unit: float, tau) -> None:
 @inner
 def phase(tau, omega, phi):
     """ω τ + φ, reduced."""
-    return reduced(times(tau, omega) + phi)
+    return reduced(times(tau, omega) + float(phi))
 
 
-@kernel("float64[::1], float64[::1], float64[::1], S[:, ::1]", registers=40, threads=THREADS)
-def features(tau, omega, phi, y):
+@kernel("float64[::1], float64[::1], C[::1], S[:, ::1], boolean, S[:, ::1]", registers=40, threads=THREADS)
+def features(tau, omega, phi, x, with_x, y):
     """One thread for each item of y."""
     at, e = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, y.shape[1]
     if at < y.shape[0] * e:
         i, k = at // e, at % e
-        if k == 0:
-            store(times(omega[0], tau[i]) + phi[0], y, (i, k))
-        else:
-            store(sine_and_cosine(phase(tau[i], omega[k], phi[k]))[0], y, (i, k))
+        v = times(omega[0], tau[i]) + float(phi[0]) if k == 0 else sine_and_cosine(phase(tau[i], omega[k], phi[k]))[0]
+        store(load(x, (i, k)) + number(x, v) if with_x else number(x, v), y, (i, k))
 
 
-def time2vec_forward(tau, omega, phi, y) -> None:
-    """y (N, E) of any storage; tau (N,), omega (E,), phi (E,) float64."""
-    features[blocks_for(y.shape[0] * y.shape[1], THREADS), THREADS](tau, omega, phi, y)
+def time2vec_forward(tau, omega, phi, x, y) -> None:
+    """y (N, E) of any storage = x + the features, or these alone where x is None; tau (N,), omega (E,) float64; phi (E,) in the type of arithmetic.
+
+    Features are rounded to the type of arithmetic before x is added, as ttr_ref/transformer_block.attention_input does.
+    """
+    features[blocks_for(y.shape[0] * y.shape[1], THREADS), THREADS](tau, omega, phi, y if x is None else x, x is not None, y)
 
 
-@kernel("S[:, ::1], float64[::1], float64[::1], float64[::1], float64[:, ::1]", registers=56, threads=THREADS)
+@kernel("S[:, ::1], float64[::1], float64[::1], C[::1], float64[:, :, ::1]", registers=56, threads=THREADS)
 def phase_chunks(dy, tau, omega, phi, partial):
-    """partial (chunks, 2E): the sums of dphase · τ, then of dphase; block (·, c) has chunk c."""
+    """partial (2, chunks, E): the sums of dphase · τ and of dphase; block (·, c) has chunk c."""
     c, k, e = cuda.blockIdx.y, cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, dy.shape[1]
     if k < e:
         domega, dphi = 0.0, 0.0
@@ -60,11 +61,12 @@ def phase_chunks(dy, tau, omega, phi, partial):
                 d *= sine_and_cosine(phase(tau[i], omega[k], phi[k]))[1]
             domega += d * tau[i]
             dphi += d
-        partial[c, k], partial[c, e + k] = domega, dphi
+        partial[0, c, k], partial[1, c, k] = domega, dphi
 
 
-def time2vec_backward(dy, tau, omega, phi, dparams, partial) -> None:
-    """dparams (2E,) float64: dω, then dφ; dy (N, E) of any storage. partial (rows.chunks_of(N), 2E) float64 is scratch."""
+def time2vec_backward(dy, tau, omega, phi, domega, dphi, partial) -> None:
+    """domega (E,) float64, dphi (E,) like phi; dy (N, E) of any storage. partial (2, rows.chunks_of(N), E) float64 is scratch."""
     if dy.shape[0]:
-        phase_chunks[(blocks_for(dy.shape[1], THREADS), partial.shape[0]), THREADS](dy, tau, omega, phi, partial)
-    sum_chunks(partial, dparams)
+        phase_chunks[(blocks_for(dy.shape[1], THREADS), partial.shape[1]), THREADS](dy, tau, omega, phi, partial)
+    sum_chunks(partial[0], domega)
+    sum_chunks(partial[1], dphi)

@@ -13,19 +13,18 @@ A thread keeps the sums of its own pairs, the first half of them from 0 on and t
 owns knots and goes through all pairs of a tile in order.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-from jaxtyping import Float64, Inexact
+from jaxtyping import Inexact
 from numpy import ndarray
 
-from ttr_fast.cuda.jit import cuda, inner
+from ttr_fast.cuda.jit import blocks_for, cuda, inner, kernel
 from ttr_fast.cuda.numbers import exp, log1p, log2, number
 from ttr_ref.config import TimeConfig
-from ttr_ref.time_bias import ExpBias, LinearBias, LogBias, NoBias, TableBias, TimeBias, sigmoid, softplus
-from ttr_ref.tree import tree_map
+from ttr_ref.time_bias import ExpBias, LinearBias, LogBias, NoBias, TableBias, TimeBias
 
 NONE, LINEAR, LOG, EXP, TABLE = range(5)
+THREADS = 32
 MOST_TERMS = 4
 SUMS = 2 * MOST_TERMS
 """Sums that a thread keeps."""
@@ -40,28 +39,61 @@ class BiasTable(NamedTuple):
     parameters: Inexact[ndarray, "H n"]
 
 
-def bias_table(bias: TimeBias, time: TimeConfig, heads: int, compute: np.dtype) -> BiasTable:
-    """The parameters as kernels take them."""
-
-    def table(kind: int, terms: int, rate: Any, parameters: Any) -> BiasTable:
-        return BiasTable(kind, terms, np.array(rate, compute), np.ascontiguousarray(parameters, compute))
-
+def described(bias: TimeBias, time: TimeConfig) -> tuple[int, int, float, int]:
+    """(kind, terms or knots, the rate where it is no parameter, columns of the parameters)."""
     match bias:
         case NoBias():
-            return table(NONE, 0, np.zeros(heads), np.zeros((heads, 1)))
-        case LinearBias(a):
-            return table(LINEAR, 0, np.full(heads, 1 / time.unit), -softplus(a.astype(np.float64))[:, None])
-        case LogBias(a, rho):
-            return table(LOG, 0, np.exp(-rho.astype(np.float64)), -softplus(a.astype(np.float64))[:, None])
-        case ExpBias(alpha, log_rate):
-            return table(EXP, alpha.shape[1], np.ones(heads), np.hstack([alpha, np.exp(log_rate.astype(np.float64))]))
+            return NONE, 0, 0.0, 1
+        case LinearBias():
+            return LINEAR, 0, 1 / time.unit, 1
+        case LogBias():
+            return LOG, 0, 0.0, 1
+        case ExpBias(alpha, _):
+            return EXP, alpha.shape[1], 1.0, 2 * alpha.shape[1]
         case TableBias(values):
-            return table(TABLE, values.shape[1], np.full(heads, 1 / time.shortest), values)
+            return TABLE, values.shape[1], 1 / time.shortest, values.shape[1]
 
 
 def sums_of(table: BiasTable) -> int:
     """How many sums over pairs each head has."""
     return {NONE: 0, LINEAR: 1, LOG: 2, EXP: 2 * table.terms, TABLE: table.terms}[table.kind]
+
+
+def two_tables(bias: TimeBias, spare: Inexact[ndarray, "H n"]) -> tuple[ndarray, ndarray]:
+    """The one or two parameters of a bias (or their gradients), (H, n) each; `spare` where there is none."""
+    tables = [leaf.reshape(leaf.shape[0], -1) for leaf in bias]
+    return (*tables, spare, spare)[0], (*tables, spare, spare)[1]
+
+
+@inner
+def softplus(a):
+    """ln(1 + e^a), without overflow."""
+    return max(a, number(a, 0)) + log1p(exp(-abs(a)))
+
+
+@kernel("int64, C, C[:, ::1], C[:, ::1], C[::1], C[:, ::1]", registers=40, threads=THREADS)
+def fill_table(kind, fixed, first, second, rate, parameters):
+    """One thread for each head."""
+    h = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
+    if h < rate.size:
+        rate[h] = exp(-second[h, 0]) if kind == LOG else fixed
+        if kind == NONE:
+            parameters[h, 0] = number(rate, 0)
+        elif kind in (LINEAR, LOG):
+            parameters[h, 0] = -softplus(first[h, 0])
+        else:
+            for m in range(first.shape[1]):
+                parameters[h, m] = first[h, m]
+                if kind == EXP:
+                    parameters[h, first.shape[1] + m] = exp(second[h, m])
+
+
+def bias_table(bias: TimeBias, time: TimeConfig, rate, parameters) -> BiasTable:
+    """The bias as kernels take it, in rate (H,) and parameters (H, n), n the last of described(); all in the type of arithmetic."""
+    kind, terms, fixed, _ = described(bias, time)
+    first, second = two_tables(bias, parameters)
+    fill_table[blocks_for(rate.size, THREADS), THREADS](kind, rate.dtype.type(fixed), first, second, rate, parameters)
+    return BiasTable(kind, terms, rate, parameters)
 
 
 @inner
@@ -130,20 +162,25 @@ def add_to_knots(slopes, places, side, partial, terms):
         partial[knot] += s
 
 
-def bias_gradient(bias: TimeBias, sums: Float64[ndarray, "H n"]) -> TimeBias:
-    """The parameters' gradients from the sums over all pairs."""
-    match bias:
-        case NoBias():
-            return bias
-        case LinearBias(a):
-            gradient: TimeBias = LinearBias(-sums[:, 0] * sigmoid(a.astype(np.float64)))
-        case LogBias(a, _):
-            wide = a.astype(np.float64)
-            gradient = LogBias(-sums[:, 0] * sigmoid(wide), softplus(wide) * sums[:, 1])
-        case ExpBias(alpha, log_rate):
-            m = alpha.shape[1]
-            gradient = ExpBias(sums[:, :m], -alpha.astype(np.float64) * np.exp(log_rate.astype(np.float64)) * sums[:, m:])
-        case TableBias():
-            gradient = TableBias(sums)
-    return tree_map(lambda g, p: g.astype(p.dtype), gradient, bias)
+@kernel("int64, C[:, ::1], C[:, ::1], float64[:, ::1], C[:, ::1], C[:, ::1]", registers=40, threads=THREADS)
+def chain_rule(kind, first, second, sums, dfirst, dsecond):
+    """One thread for each head."""
+    h = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
+    if h < sums.shape[0]:
+        if kind in (LINEAR, LOG):
+            dfirst[h, 0] = -number(first, sums[h, 0]) / (number(first, 1) + exp(-first[h, 0]))
+        if kind == LOG:
+            dsecond[h, 0] = softplus(first[h, 0]) * number(first, sums[h, 1])
+        for m in range(first.shape[1]):
+            if kind in (EXP, TABLE):
+                dfirst[h, m] = number(first, sums[h, m])
+            if kind == EXP:
+                dsecond[h, m] = -first[h, m] * exp(second[h, m]) * number(first, sums[h, first.shape[1] + m])
 
+
+def bias_gradient(bias: TimeBias, table: BiasTable, sums, dbias: TimeBias) -> None:
+    """The parameters' gradients from the sums over all pairs (H, sums_of(table)) float64."""
+    if table.kind != NONE:
+        chain_rule[blocks_for(sums.shape[0], THREADS), THREADS](
+            table.kind, *two_tables(bias, table.parameters), sums, *two_tables(dbias, table.parameters)
+        )
