@@ -38,14 +38,14 @@ def test_equals_the_oracle(dtype: FloatDType, n: int, e: int, scale: float, seed
     """
     eps, rng = eps_of(dtype), np.random.default_rng(seed)
     x, dy, residual = (stored(a, dtype) for a in scale * rng.standard_normal((3, n, e)))
-    weight = stored(rng.standard_normal(e), dtype)
+    weight = rng.standard_normal(e).astype(dtype.compute)
     y, r, dx, du, dweight = in_every_schedule(lambda: run(x, dy, weight, residual, dtype))
 
-    y_ref, cache = ref.rms_norm_forward(values(x), values(weight), EPS_NORM)
+    y_ref, cache = ref.rms_norm_forward(values(x), weight.astype(np.float64), EPS_NORM)
     du_ref, dw_ref = ref.rms_norm_backward(values(dy), cache)
     assert share(values(y), y_ref, limit(y_ref, (e / 4 + 4) * eps * np.abs(y_ref), dtype)) <= 1
     assert share(r, cache.r[:, 0], (e / 4 + 3) * eps * cache.r[:, 0]) <= 1
-    g = np.abs(values(dy) * values(weight))
+    g = np.abs(values(dy) * weight.astype(np.float64))
     size = (g + np.abs(cache.x_hat) * np.mean(g * np.abs(cache.x_hat), -1, keepdims=True)) / cache.r
     error = (1.5 * e + 12) * eps * size
     assert share(du, du_ref, error) <= 1
@@ -60,7 +60,7 @@ def test_without_a_residual_and_in_its_place(dtype: FloatDType) -> None:
     """dx is du, rounded; dx may take the residual's place; a row alone has the bits it has among others."""
     rng = np.random.default_rng(1)
     x, dy, residual = (stored(a, dtype) for a in rng.standard_normal((3, 3, 50)))
-    weight = stored(rng.standard_normal(50), dtype)
+    weight = rng.standard_normal(50).astype(dtype.compute)
     y, r, dx, du, _ = run(x, dy, weight, residual, dtype)
     bare, dweight, partial = empty(x.shape, dtype), np.empty(50, dtype.compute), np.empty((1, 50), dtype.compute)
     gpu.rms_norm_backward(dy, x, r, weight, None, bare, None, dweight, partial)

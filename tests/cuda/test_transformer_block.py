@@ -1,14 +1,16 @@
 """A whole block on the GPU against the oracle: output, its gradient and those of all parameters."""
 
+from dataclasses import replace
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy import ndarray
 
-from tests.cpu.storages import stored
+from tests.cpu.storages import stored, values
 from tests.cuda.schedules import in_every_schedule
-from tests.ref.bounds import reordered_share, sensitivity
+from tests.ref.bounds import noise, reordered_share, sensitivity
 from tests.ref.cases import ALL_DROPOUTS, BIASES, NOW, ROPES, lively_model, packed
 from ttr_fast.cuda.attention_plan import plan_attention
 from ttr_fast.cuda.attention_tiles import spec_for
@@ -21,7 +23,7 @@ from ttr_ref.float_dtype import FloatDType
 from ttr_ref.model import is_frequency, is_matrix
 from ttr_ref.timeline import Timeline
 from ttr_ref.transformer_block import TransformerBlockParams, transformer_block_backward as ref_backward, transformer_block_forward as ref_forward
-from ttr_ref.tree import leaves_of, named_tree_map
+from ttr_ref.tree import leaves_of, named_tree_map, tree_map
 
 KEY, LAYER = DropoutKey(3, 4), 2
 E, F, HEADS, GROUPS, PLACES = 16, 5, 4, 2, 9
@@ -80,3 +82,36 @@ def test_equals_the_oracle_in_float64(kind: str, rope: str, time2vec: bool, drop
     in_every_schedule(run)
     moves = sensitivity(lambda moved: oracle(named_tree_map(lambda name, a, fixed: fixed if is_frequency(name) else a, moved, params)), params)
     assert reordered_share(found[0], oracle(params), moves, max(3 * E, 2 * PLACES) + BETWEEN_MATRICES) <= 1
+
+
+@pytest.mark.parametrize(
+    "dtype, kind, rope", [(FloatDType.F32, "log", "split"), (FloatDType.BF16, "exp", "time"), (FloatDType.F16, "linear", "position")], ids=str
+)
+def test_rounded_as_storage_rounds(dtype: FloatDType, kind: str, rope: str) -> None:
+    """Against the oracle in float64 on the weights as they are stored, leaf by leaf in norm.
+
+    As in tests/cpu/test_model.py: a stored value rounds with variance eps²/12 and acts like a rounding of the matrix that it meets; six a matrix, so
+    √(6/3) times what eps/2 of all weights does; in float32 the chains of K ≤ 48 terms round too, K/2 times its square. Four standard deviations.
+    """
+    rng, config = np.random.default_rng(1), config_of(kind, rope, True, ALL_DROPOUTS, dtype)
+    at = packed(rng, 2, PLACES, "unix")
+    x, dy = (values(stored(a, dtype)) for a in rng.standard_normal((2, 2, PLACES, E)))
+    params = lively_model(ModelConfig(3, 1, config), 1).blocks[0]
+    weights = named_tree_map(lambda name, a: values(stored(a, dtype)) if is_matrix(name) else a.astype(np.float64), params)
+    exact = replace(config, float_dtype=FloatDType.F64)
+
+    def oracle(moved: TransformerBlockParams) -> tuple:
+        fixed = named_tree_map(lambda name, a, there: there if is_frequency(name) else a, moved, weights)
+        y, cache = ref_forward(x, fixed, at, exact, KEY, LAYER)
+        return y, *ref_backward(dy, cache)
+
+    y, dx, grads = step(x, dy, params, at, config)
+    deviation = eps_of_storage(dtype) / 2 * np.sqrt(6 / 3 + (24 if dtype == FloatDType.F32 else 0))
+    actual, expected, moves = (values(y), values(dx), grads), oracle(weights), noise(oracle, weights)
+    shares = tree_map(lambda a, e, s: np.linalg.norm(np.float64(a) - e) / (4 * deviation * s) if a.size else 0.0, actual, expected, moves)
+    assert max(leaves_of(shares)) <= 1
+
+
+def eps_of_storage(dtype: FloatDType) -> float:
+    """Twice its unit roundoff."""
+    return float(ml_dtypes.finfo(dtype.storage).eps)

@@ -21,6 +21,14 @@ TWINS: dict[str, Twin] = {
     "dropout.head_dropout_forward": Twin(("dropout.head_dropout_factors",), "test_dropout.py"),
     "feed_forward_geglu.gelu_forward": Twin(("feed_forward_geglu.geglu_forward",), "test_feed_forward_geglu.py"),
     "feed_forward_geglu.gelu_backward": Twin(("feed_forward_geglu.geglu_backward",), "test_feed_forward_geglu.py"),
+    "dropout.head_dropout_backward": Twin(("multi_head_attention.split_heads",), "test_transformer_block.py"),
+    # made of kernels, and so tested with the whole block
+    "feed_forward_geglu.feed_forward_geglu_forward": Twin(("transformer_block.transformer_block_forward",), "test_transformer_block.py"),
+    "feed_forward_geglu.feed_forward_geglu_backward": Twin(("transformer_block.transformer_block_backward",), "test_transformer_block.py"),
+    "multi_head_attention.multi_head_attention_forward": Twin(("multi_head_attention.multi_head_attention_forward",), "test_transformer_block.py"),
+    "multi_head_attention.multi_head_attention_backward": Twin(("multi_head_attention.multi_head_attention_backward",), "test_transformer_block.py"),
+    "transformer_block.transformer_block_forward": Twin(("transformer_block.transformer_block_forward",), "test_transformer_block.py"),
+    "transformer_block.transformer_block_backward": Twin(("transformer_block.transformer_block_backward",), "test_transformer_block.py"),
     # steps that are neither forward nor backward
     "adamw.adamw_step": Twin(("adamw.adamw_step",), "test_adamw.py"),
     "adamw.global_norm": Twin(("adamw.global_norm",), "test_adamw.py"),

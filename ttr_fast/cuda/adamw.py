@@ -69,7 +69,7 @@ def square_blocks(g, partial, first):
         partial[first + c] = s
 
 
-@kernel("float64[::1], float64, float64, float64[::1]", registers=40, shared=8 * THREADS, threads=THREADS)
+@kernel("float64[::1], float64, float64, float64[::1]", registers=32, shared=8 * THREADS, threads=THREADS)
 def norm_and_factor(partial, scale, largest, clip):
     """One block."""
     scratch, s = cuda.shared.array(THREADS, np.float64), 0.0

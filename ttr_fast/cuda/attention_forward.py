@@ -29,7 +29,7 @@ from ttr_fast.cuda.attention_tiles import (
 from ttr_fast.cuda.jit import cuda, kernel
 from ttr_fast.cuda.numbers import exp, log, number, store
 
-REGISTERS = {("float32", 32): 208, ("float32", 64): 168, ("float32", 128): 168, ("float64", 32): 168}
+REGISTERS = {("float32", 32): 200, ("float32", 64): 192, ("float32", 128): 168, ("float64", 32): 216}
 SIGNATURE = f"S[:, :, :, ::1], S[:, :, :, ::1], S[:, :, :, ::1], S[:, :, :, ::1], C[:, :, ::1], int64[:, :, ::1], {PLAN}, {BIAS}, C, {DROP}"
 
 

@@ -12,7 +12,7 @@ from ttr_fast.cuda.numbers import exp, log, number, store
 from ttr_fast.cuda.rows import THREADS, block_max, block_sum
 
 
-@kernel("C[:, ::1], int64[::1], C[::1], C[::1]", registers=48, shared=8 * THREADS, threads=THREADS)
+@kernel("C[:, ::1], int64[::1], C[::1], C[::1]", registers=32, shared=8 * THREADS, threads=THREADS)
 def row_nats(logits, targets, nats, lse):
     """Block i has row i."""
     scratch = cuda.shared.array(THREADS, logits.dtype)

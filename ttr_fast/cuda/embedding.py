@@ -46,7 +46,7 @@ def embedding_forward(tokens, table, document, x) -> None:
     gather[blocks_for(x.shape[0] * x.shape[1], THREADS), THREADS](tokens, table, document, compute(table.shape[1] ** 0.5), x)
 
 
-@kernel("S[:, ::1], int64[::1], int64[::1], C, boolean, C[:, ::1]", registers=48, threads=THREADS)
+@kernel("S[:, ::1], int64[::1], int64[::1], C, boolean, C[:, ::1]", registers=40, threads=THREADS)
 def sum_places(dx, start, places, factor, add, dtable):
     """Block v has row v of the table."""
     v = cuda.blockIdx.x

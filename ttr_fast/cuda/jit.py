@@ -28,7 +28,7 @@ if SIMULATED:
 
     cuda = simulator.cuda
 else:
-    if not hasattr(np, "row_stack"):  # numba-cuda 0.30 asks NumPy for it when it is imported, NumPy 2.5 has it no more
+    if not hasattr(np, "row_stack"):  # numba-cuda 0.30 asks NumPy for it when it first compiles, NumPy 2.5 has it no more
         setattr(np, "row_stack", np.vstack)  # noqa: B010
     import numba.cuda
 

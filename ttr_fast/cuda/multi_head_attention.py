@@ -43,7 +43,7 @@ class MultiHeadAttentionCache(NamedTuple):
     task: AttentionTask
 
 
-@kernel("S[:, :, :, ::1], C[:, ::1], S[:, ::1]", registers=32, threads=THREADS)
+@kernel("S[:, :, :, ::1], C[:, ::1], S[:, ::1]", registers=40, threads=THREADS)
 def merge_heads(o, factors, merged):
     """merged (N, H D) = each head of o (B, H, T, D), times factors (N, H); a thread an item."""
     at, width, d = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, merged.shape[1], o.shape[3]
@@ -53,7 +53,7 @@ def merge_heads(o, factors, merged):
         store(load(o, (i // o.shape[2], h, i % o.shape[2], column % d)) * factors[i, h], merged, (i, column))
 
 
-@kernel("S[:, ::1], C[:, ::1], S[:, :, :, ::1]", registers=32, threads=THREADS)
+@kernel("S[:, ::1], C[:, ::1], S[:, :, :, ::1]", registers=40, threads=THREADS)
 def split_heads(merged, factors, o):
     """The way back."""
     at, width, d = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, merged.shape[1], o.shape[3]
@@ -63,7 +63,7 @@ def split_heads(merged, factors, o):
         store(load(merged, (i, column)) * factors[i, h], o, (i // o.shape[2], h, i % o.shape[2], column % d))
 
 
-@kernel("C[:, :, ::1]", registers=32, threads=THREADS)
+@kernel("C[:, :, ::1]", registers=40, threads=THREADS)
 def fill_with_zeros(a):
     """One thread for each item."""
     at = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x

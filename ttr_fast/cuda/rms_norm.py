@@ -1,7 +1,7 @@
 """RMSNorm on the GPU; the mathematics is in ttr_ref/rms_norm.py.
 
-Arrays are rows (N, E) of any storage, `r` and gradients of the weight in the type of arithmetic. Backward takes the gradient of a residual beside the
-norm in the same pass: dx = residual + …, rounded once.
+Arrays are rows (N, E) of any storage; `r`, the weight and its gradient are in the type of arithmetic. Backward takes the gradient of a residual
+beside the norm in the same pass: dx = residual + …, rounded once.
 
 Ladder:
 1. A block owns a row and reads it twice; its sum of squares is a tree. The weight's gradient is a pass of its own in which a thread owns a column of
@@ -13,7 +13,7 @@ from ttr_fast.cuda.numbers import load, number, sqrt, store
 from ttr_fast.cuda.rows import CHUNK, THREADS, block_sum, sum_chunks
 
 
-@kernel("S[:, ::1], S[::1], C, S[:, ::1], C[::1]", registers=40, shared=8 * THREADS, threads=THREADS)
+@kernel("S[:, ::1], C[::1], C, S[:, ::1], C[::1]", registers=40, shared=8 * THREADS, threads=THREADS)
 def normalise(x, weight, eps, y, r):
     """Block i has row i."""
     scratch = cuda.shared.array(THREADS, r.dtype)
@@ -26,7 +26,7 @@ def normalise(x, weight, eps, y, r):
     if t == 0:
         r[i] = scale
     for k in range(t, e, THREADS):
-        store(load(x, (i, k)) / scale * load(weight, k), y, (i, k))
+        store(load(x, (i, k)) / scale * weight[k], y, (i, k))
 
 
 def rms_norm_forward(x, weight, eps: float, y, r) -> None:
@@ -36,7 +36,7 @@ def rms_norm_forward(x, weight, eps: float, y, r) -> None:
 
 
 @kernel(
-    "S[:, ::1], S[:, ::1], C[::1], S[::1], S[:, ::1], boolean, S[:, ::1], C[:, ::1], boolean", registers=56, shared=8 * THREADS, threads=THREADS
+    "S[:, ::1], S[:, ::1], C[::1], C[::1], S[:, ::1], boolean, S[:, ::1], C[:, ::1], boolean", registers=64, shared=8 * THREADS, threads=THREADS
 )
 def row_gradients(dy, x, r, weight, residual, with_residual, dx, du, with_du):
     """Block i has row i."""
@@ -44,10 +44,10 @@ def row_gradients(dy, x, r, weight, residual, with_residual, dx, du, with_du):
     i, t, e = cuda.blockIdx.x, cuda.threadIdx.x, x.shape[1]
     scale, dots = r[i], number(x, 0)
     for k in range(t, e, THREADS):
-        dots += load(dy, (i, k)) * load(weight, k) * (load(x, (i, k)) / scale)
+        dots += load(dy, (i, k)) * weight[k] * (load(x, (i, k)) / scale)
     mean = block_sum(scratch, dots) / number(x, e)
     for k in range(t, e, THREADS):
-        d = (load(dy, (i, k)) * load(weight, k) - load(x, (i, k)) / scale * mean) / scale
+        d = (load(dy, (i, k)) * weight[k] - load(x, (i, k)) / scale * mean) / scale
         if with_du:
             du[i, k] = d
         if with_residual:
@@ -55,7 +55,7 @@ def row_gradients(dy, x, r, weight, residual, with_residual, dx, du, with_du):
         store(d, dx, (i, k))
 
 
-@kernel("S[:, ::1], S[:, ::1], C[::1], C[:, ::1]", registers=40, threads=THREADS)
+@kernel("S[:, ::1], S[:, ::1], C[::1], C[:, ::1]", registers=48, threads=THREADS)
 def weight_chunks(dy, x, r, partial):
     """partial[c] = Σ dy ∘ x̂ over the rows of chunk c, a thread a column."""
     c, k = cuda.blockIdx.y, cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x

@@ -39,7 +39,7 @@ def rope_angles(position, tau, theta, omega, cos, sin) -> None:
     angles[blocks_for(cos.size, THREADS), THREADS](position, tau, theta, omega, cos, sin)
 
 
-@kernel("S[:, ::1], C[:, ::1], C[:, ::1], S[:, :, :, ::1], S[:, :, :, ::1], S[:, :, :, ::1]", registers=40, threads=THREADS)
+@kernel("C[:, ::1], C[:, ::1], C[:, ::1], S[:, :, :, ::1], S[:, :, :, ::1], S[:, :, :, ::1]", registers=40, threads=THREADS)
 def turn(qkv, cos, sin, q, k, v):
     """One thread for each pair of qkv."""
     at, pairs = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, cos.shape[1]
@@ -47,7 +47,7 @@ def turn(qkv, cos, sin, q, k, v):
     head, p, heads, groups = c // pairs, c % pairs, q.shape[1], k.shape[1]
     if i < qkv.shape[0]:
         b, t = i // q.shape[2], i % q.shape[2]
-        x0, x1 = load(qkv, (i, 2 * c)), load(qkv, (i, 2 * c + 1))
+        x0, x1 = qkv[i, 2 * c], qkv[i, 2 * c + 1]
         y0, y1 = x0 * cos[i, p] - x1 * sin[i, p], x0 * sin[i, p] + x1 * cos[i, p]
         if head < heads:
             store(y0, q, (b, head, t, 2 * p))
@@ -61,7 +61,7 @@ def turn(qkv, cos, sin, q, k, v):
 
 
 def rope_forward(qkv, cos, sin, q, k, v) -> None:
-    """qkv (N, (H + 2G) D); cos, sin (N, D/2); q (B, H, T, D), k and v (B, G, T, D): queries and keys turned."""
+    """qkv (N, (H + 2G) D) in the type of arithmetic; cos, sin (N, D/2); q (B, H, T, D), k and v (B, G, T, D): queries and keys turned."""
     turn[blocks_for(qkv.shape[0] * qkv.shape[1] // 2, THREADS), THREADS](qkv, cos, sin, q, k, v)
 
 

@@ -162,7 +162,7 @@ def add_to_knots(slopes, places, side, partial, terms):
         partial[knot] += s
 
 
-@kernel("int64, C[:, ::1], C[:, ::1], float64[:, ::1], C[:, ::1], C[:, ::1]", registers=40, threads=THREADS)
+@kernel("int64, C[:, ::1], C[:, ::1], float64[:, ::1], C[:, ::1], C[:, ::1]", registers=48, threads=THREADS)
 def chain_rule(kind, first, second, sums, dfirst, dsecond):
     """One thread for each head."""
     h = cuda.blockIdx.x * THREADS + cuda.threadIdx.x

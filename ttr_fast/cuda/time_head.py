@@ -51,7 +51,7 @@ def row_logarithms(raw, bias, i, resolution, log_gap):
     return total, top + log(s)
 
 
-@kernel("C[:, ::1], float64[::1], float64[::1], float64, float64[::1]", registers=80, threads=THREADS)
+@kernel("C[:, ::1], float64[::1], float64[::1], float64, float64[::1]", registers=72, threads=THREADS)
 def mixture_nats(raw, bias, gap, resolution, nats):
     """One thread for each row."""
     i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
@@ -82,7 +82,7 @@ def mixture_gradients(dnats, raw, bias, gap, resolution, draw, wide):
             store(wide[i, j], draw, (i, j))
 
 
-@kernel("float64[:, ::1], float64[:, ::1]", registers=40, threads=THREADS)
+@kernel("float64[:, ::1], float64[:, ::1]", registers=32, threads=THREADS)
 def row_chunks(wide, partial):
     """partial[c] = the sum of the rows of chunk c, a thread a column."""
     c, k = cuda.blockIdx.y, cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
