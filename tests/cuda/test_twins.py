@@ -20,7 +20,7 @@ def test_every_forward_and_backward_on_the_gpu_is_somebodys_twin() -> None:
 
 @pytest.mark.parametrize("name", TWINS)
 def test_a_twin_exists_and_its_test_runs_it(name: str) -> None:
-    """Each is found, what it stands for too, and the test imports the module it is in, or the block that is made of it."""
+    """Each is found, what it stands for too, and the test imports the module it is in, or what is made of it."""
     module, function = name.split(".")
     assert callable(getattr(import_module(f"ttr_ref.{module}"), function))
     source = (Path(__file__).parent / TWINS[name].tested_in).read_text(encoding="utf-8")
@@ -28,5 +28,5 @@ def test_a_twin_exists_and_its_test_runs_it(name: str) -> None:
         module, *rest = path.split(".")
         fast = reduce(getattr, rest, import_module(f"ttr_fast.cuda.{module}"))
         assert callable(fast) or isinstance(fast, Kernel)
-        modules = {module, "transformer_block"} if TWINS[name].tested_in == "test_transformer_block.py" else {module}
+        modules = {module, TWINS[name].tested_in.removeprefix("test_").removesuffix(".py")}
         assert any(re.search(rf"ttr_fast\.cuda(\.{m} import| import .*\b{m}\b)", source) for m in modules)

@@ -17,10 +17,10 @@ from ttr_fast.cuda.attention_plan import AttentionPlan
 from ttr_fast.cuda.dropout import Sites, head_dropout_factors
 from ttr_fast.cuda.jit import blocks_for, cuda, kernel
 from ttr_fast.cuda.linear import linear_backward_input, linear_backward_weight, linear_forward
-from ttr_fast.cuda.numbers import load, number, store
+from ttr_fast.cuda.numbers import load, store
 from ttr_fast.cuda.places import Places
 from ttr_fast.cuda.rope import rope_angles, rope_backward, rope_forward
-from ttr_fast.cuda.rows import THREADS
+from ttr_fast.cuda.rows import THREADS, fill
 from ttr_fast.cuda.time_bias import bias_gradient, bias_table, described, sums_of
 from ttr_fast.cuda.workspace import Workspace
 from ttr_ref.config import BlockConfig
@@ -63,14 +63,6 @@ def split_heads(merged, factors, o):
         store(load(merged, (i, column)) * factors[i, h], o, (i // o.shape[2], h, i % o.shape[2], column % d))
 
 
-@kernel("C[:, :, ::1]", registers=40, threads=THREADS)
-def fill_with_zeros(a):
-    """One thread for each item."""
-    at = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
-    if at < a.size:
-        a[at // (a.shape[1] * a.shape[2]), at // a.shape[2] % a.shape[1], at % a.shape[2]] = number(a, 0)
-
-
 def multi_head_attention_forward(
     x: Any, params: MultiHeadAttentionParams, places: Places, plan: AttentionPlan, config: BlockConfig, drop: Sites, drop_head: Sites, name: str,
     workspace: Workspace,
@@ -111,7 +103,7 @@ def multi_head_attention_backward(
     linear_backward_input(da, params.w_out, dmerged)
     split_heads[blocks_for(n * merged.shape[1], THREADS), THREADS](dmerged, factors, do)
     dq, dk, dv, dlse, bracket = (array(f"d.{i}", a.shape, compute) for i, a in enumerate((q, k, v, lse, lse)))
-    fill_with_zeros[blocks_for(lse.size, THREADS), THREADS](dlse)
+    fill(dlse, 0)
     sums = array("bias.sums", (heads, sums_of(task.bias)), np.float64)
     partial = array("bias.partial", (q.shape[0], backward_blocks(q), *sums.shape), np.float64)
     attention_backward(do, dlse, q, k, v, o, lse, task, dq, dk, dv, sums, bracket, partial)

@@ -36,7 +36,13 @@ def rms_norm_forward(x, weight, eps: float, y, r) -> None:
 
 
 @kernel(
-    "S[:, ::1], S[:, ::1], C[::1], C[::1], S[:, ::1], boolean, S[:, ::1], C[:, ::1], boolean", registers=64, shared=8 * THREADS, threads=THREADS
+    (
+        "S[:, ::1], S[:, ::1], C[::1], C[::1], S[:, ::1], boolean, S[:, ::1], C[:, ::1], boolean",
+        "C[:, ::1], S[:, ::1], C[::1], C[::1], S[:, ::1], boolean, S[:, ::1], C[:, ::1], boolean",
+    ),
+    registers=64,
+    shared=8 * THREADS,
+    threads=THREADS,
 )
 def row_gradients(dy, x, r, weight, residual, with_residual, dx, du, with_du):
     """Block i has row i."""
@@ -55,7 +61,7 @@ def row_gradients(dy, x, r, weight, residual, with_residual, dx, du, with_du):
         store(d, dx, (i, k))
 
 
-@kernel("S[:, ::1], S[:, ::1], C[::1], C[:, ::1]", registers=48, threads=THREADS)
+@kernel(("S[:, ::1], S[:, ::1], C[::1], C[:, ::1]", "C[:, ::1], S[:, ::1], C[::1], C[:, ::1]"), registers=48, threads=THREADS)
 def weight_chunks(dy, x, r, partial):
     """partial[c] = Σ dy ∘ x̂ over the rows of chunk c, a thread a column."""
     c, k = cuda.blockIdx.y, cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
@@ -69,7 +75,8 @@ def weight_chunks(dy, x, r, partial):
 def rms_norm_backward(dy, x, r, weight, residual, dx, du, dweight, partial) -> None:
     """dx = residual + du, du being the gradient of what was normalised.
 
-    residual (N, E) or None; du (N, E) in the type of arithmetic, or None. dx may be residual, but not dy, which is read again for dweight.
+    dy (N, E) in the storage of x or in its type of arithmetic; residual (N, E) or None; du (N, E) in the type of arithmetic, or None. dx may be
+    residual, but not dy, which is read again for dweight.
     partial (rows.chunks_of(N), E) is scratch in the type of arithmetic.
     """
     n, e = x.shape

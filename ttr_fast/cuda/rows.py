@@ -12,8 +12,10 @@ Ladder of `sum_chunks`:
 
 import math
 
+import numpy as np
+
 from ttr_fast.cuda.jit import blocks_for, cuda, inner, kernel
-from ttr_fast.cuda.numbers import number, rint, times
+from ttr_fast.cuda.numbers import number, rint, store, times
 from ttr_ref.time2vec import TURN
 
 THREADS = 128
@@ -76,6 +78,20 @@ def add_chunks(partial, total):
 def sum_chunks(partial, total) -> None:
     """total (K,) from partial (chunks, K), which is of the same type or float64."""
     add_chunks[blocks_for(total.size, THREADS), THREADS](partial, total)
+
+
+@kernel("S[::1], C", registers=16, threads=THREADS)
+def fill_items(a, value):
+    """One thread for each item."""
+    i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    if i < a.size:
+        store(value, a, i)
+
+
+def fill(a, value: float) -> None:
+    """Every item of an array of any storage and shape."""
+    compute = np.float64 if a.dtype == np.float64 else np.float32
+    fill_items[blocks_for(a.size, THREADS), THREADS](a.reshape(-1), compute(value))
 
 
 @inner

@@ -10,7 +10,7 @@ Ladder:
 import math
 
 from ttr_fast.cuda.jit import blocks_for, cuda, inner, kernel
-from ttr_fast.cuda.numbers import exp, log, store
+from ttr_fast.cuda.numbers import exp, log, number, store
 from ttr_fast.cuda.rows import CHUNK, sum_chunks
 from ttr_ref.time_head import HALF_LN_TURN
 
@@ -21,9 +21,10 @@ THREADS = 64
 def parts(raw, bias, i, j, resolution):
     """Logit, μ, σ and r_t e^(−μ) of component j of row i."""
     components = raw.shape[1] // 3
-    mu = raw[i, components + j] + bias[components + j]
+    mu = float(raw[i, components + j]) + float(bias[components + j])
     floor = resolution * exp(-mu)
-    return raw[i, j] + bias[j], mu, exp(raw[i, 2 * components + j] + bias[2 * components + j]) + floor, floor
+    s = float(raw[i, 2 * components + j]) + float(bias[2 * components + j])
+    return float(raw[i, j]) + float(bias[j]), mu, exp(s) + floor, floor
 
 
 @inner
@@ -39,9 +40,9 @@ def row_logarithms(raw, bias, i, resolution, log_gap):
     """ln Σ exp of row i's logits and of its joint densities."""
     components, top, s = raw.shape[1] // 3, -math.inf, 0.0
     for j in range(components):
-        top = max(top, raw[i, j] + bias[j])
+        top = max(top, float(raw[i, j]) + float(bias[j]))
     for j in range(components):
-        s += exp(raw[i, j] + bias[j] - top)
+        s += exp(float(raw[i, j]) + float(bias[j]) - top)
     total = top + log(s)
     top, s = -math.inf, 0.0
     for j in range(components):
@@ -51,7 +52,7 @@ def row_logarithms(raw, bias, i, resolution, log_gap):
     return total, top + log(s)
 
 
-@kernel("C[:, ::1], float64[::1], float64[::1], float64, float64[::1]", registers=72, threads=THREADS)
+@kernel("C[:, ::1], C[::1], float64[::1], float64, float64[::1]", registers=72, threads=THREADS)
 def mixture_nats(raw, bias, gap, resolution, nats):
     """One thread for each row."""
     i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
@@ -60,11 +61,12 @@ def mixture_nats(raw, bias, gap, resolution, nats):
 
 
 def time_head_forward(raw, bias, gap, resolution: float, nats) -> None:
-    """nats (N,) float64 = −ln p(gap); raw (N, 3M) = u W without its bias; bias (3M,), gap (N,) float64."""
+    """nats (N,) float64 = −ln p(gap); raw (N, 3M) = u W without its bias (3M,), both in the type of arithmetic;
+    gap (N,) float64."""
     mixture_nats[blocks_for(nats.size, THREADS), THREADS](raw, bias, gap, resolution, nats)
 
 
-@kernel("float64[::1], C[:, ::1], float64[::1], float64[::1], float64, C[:, ::1], float64[:, ::1]", registers=96, threads=THREADS)
+@kernel("float64[::1], C[:, ::1], C[::1], float64[::1], float64, S[:, ::1], float64[:, ::1]", registers=88, threads=THREADS)
 def mixture_gradients(dnats, raw, bias, gap, resolution, draw, wide):
     """One thread for each row; `wide` is draw before it is rounded."""
     i, components = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x, raw.shape[1] // 3
@@ -79,7 +81,7 @@ def mixture_gradients(dnats, raw, bias, gap, resolution, draw, wide):
             wide[i, components + j] = (-r * z / sigma - dsigma * floor) * dnats[i]
             wide[i, 2 * components + j] = dsigma * (sigma - floor) * dnats[i]
         for j in range(raw.shape[1]):
-            store(wide[i, j], draw, (i, j))
+            store(number(raw, wide[i, j]), draw, (i, j))
 
 
 @kernel("float64[:, ::1], float64[:, ::1]", registers=32, threads=THREADS)
@@ -94,7 +96,7 @@ def row_chunks(wide, partial):
 
 
 def time_head_backward(dnats, raw, bias, gap, resolution: float, draw, dbias, wide, partial) -> None:
-    """draw (N, 3M) in the type of arithmetic, which may be raw, and dbias (3M,) float64 from dnats (N,) float64.
+    """draw (N, 3M) of any storage, which may be raw, and dbias (3M,) like the bias from dnats (N,) float64.
 
     wide (N, 3M) and partial (rows.chunks_of(N), 3M) float64 are scratch.
     """

@@ -20,6 +20,8 @@ from ttr_fast.cuda.time2vec import time2vec_backward, time2vec_forward
 from ttr_fast.cuda.workspace import Workspace, on_device
 from ttr_ref.config import BlockConfig
 from ttr_ref.dropout import AFTER_ATTENTION, AFTER_FEED_FORWARD, ATTENTION, FEED_FORWARD, WHOLE_HEAD, DropoutKey, dropout_at
+from ttr_ref.feed_forward_geglu import FeedForwardGegluParams
+from ttr_ref.time2vec import Time2VecParams
 from ttr_ref.transformer_block import TransformerBlockParams
 
 
@@ -66,12 +68,38 @@ def add_product(a: Any, w: Any, residual: Any, sites: Sites, places: Places, y: 
     dropout_forward(product, residual, sites, places.position, places.document, y)
 
 
+def feed_forward(normed: Any, params: FeedForwardGegluParams, name: str, workspace: Workspace) -> tuple[Any, Any]:
+    """The hidden features and their gate; the caller multiplies the latter by w_out."""
+    n, f = normed.shape[0], params.w_out.shape[0]
+    hidden, act = workspace.array(f"{name}.hidden", (n, 2 * f), normed.dtype), workspace.array(f"{name}.act", (n, f), normed.dtype)
+    linear_forward(normed, params.w_in, hidden)
+    geglu_forward(hidden, act)
+    return hidden, act
+
+
+def feed_forward_backward(
+    df: Any, params: FeedForwardGegluParams, grads: FeedForwardGegluParams, normed: Any, hidden: Any, act: Any, dnormed: Any, workspace: Workspace
+) -> None:
+    """dnormed from df, the gradient of act @ w_out. The hidden features give their place to their gradient."""
+    dact = workspace.array("dact", act.shape, df.dtype)
+    linear_backward_weight(act, df, grads.w_out)
+    linear_backward_input(df, params.w_out, dact)
+    geglu_backward(dact, hidden, hidden)
+    linear_backward_weight(normed, hidden, grads.w_in)
+    linear_backward_input(hidden, params.w_in, dnormed)
+
+
+def time_gradients(du: Any, tau: Any, params: Time2VecParams, grads: Time2VecParams, workspace: Workspace) -> None:
+    """Those of Time2Vec, whose features got the gradient du."""
+    time2vec_backward(du, tau, *params, *grads, workspace.array("time2vec.partial", (2, rows.chunks_of(du.shape[0]), du.shape[1]), np.float64))
+
+
 def transformer_block_forward(
     x: Any, params: TransformerBlockParams, places: Places, plan: AttentionPlan, config: BlockConfig, key: DropoutKey | None, layer: int, name: str,
     y: Any, workspace: Workspace,
 ) -> TransformerBlockCache:  # fmt: skip
     """y (N, E) from x (N, E). `name`: under which the workspace keeps what backward needs."""
-    n, f, compute, eps, sites = x.shape[0], config.hidden_dim, config.float_dtype.compute, config.norm_eps, block_sites(config, key, layer)
+    n, compute, eps, sites = x.shape[0], config.float_dtype.compute, config.norm_eps, block_sites(config, key, layer)
 
     def array(part: str, shape: tuple[int, ...], dtype: Any = x.dtype) -> Any:
         return workspace.array(f"{name}.{part}", shape, dtype)
@@ -85,9 +113,7 @@ def transformer_block_forward(
     h, h_r, h_normed = array("h", x.shape), array("h.r", (n,), compute), array("h.normed", x.shape)
     add_product(attention.merged, params.attention.w_out, x, sites.after_attention, places, h, workspace)
     rms_norm_forward(h, params.norm_feed_forward, eps, h_normed, h_r)
-    hidden, act = array("hidden", (n, 2 * f)), array("act", (n, f))
-    linear_forward(h_normed, params.feed_forward.w_in, hidden)
-    geglu_forward(hidden, act)
+    hidden, act = feed_forward(h_normed, params.feed_forward, name, workspace)
     add_product(act, params.feed_forward.w_out, h, sites.after_feed_forward, places, y, workspace)
     return TransformerBlockCache(u, r, normed, attention, h, h_r, h_normed, hidden, act, sites)
 
@@ -107,17 +133,12 @@ def transformer_block_backward(
             dropout_backward(d, sites, places.position, places.document, branch)
         return branch if sites.factors.size else d
 
-    df, dact, dhidden = through(dy, cache.sites.after_feed_forward), array("dact", cache.act.shape, dy.dtype), cache.hidden
-    linear_backward_weight(cache.act, df, grads.feed_forward.w_out)
-    linear_backward_input(df, params.feed_forward.w_out, dact)
-    geglu_backward(dact, cache.hidden, dhidden)
-    linear_backward_weight(cache.h_normed, dhidden, grads.feed_forward.w_in)
-    linear_backward_input(dhidden, params.feed_forward.w_in, dnormed)
+    df = through(dy, cache.sites.after_feed_forward)
+    feed_forward_backward(df, params.feed_forward, grads.feed_forward, cache.h_normed, cache.hidden, cache.act, dnormed, workspace)
     rms_norm_backward(dnormed, cache.h, cache.h_r, params.norm_feed_forward, dy, dh, None, grads.norm_feed_forward, partial)
     da = through(dh, cache.sites.after_attention)
     multi_head_attention_backward(da, params.attention, grads.attention, places, cache.attention, dnormed, workspace)
     du = None if grads.time2vec is None else array("du", dy.shape, compute)
     rms_norm_backward(dnormed, cache.u, cache.r, params.norm_attention, dh, dx, du, grads.norm_attention, partial)
     if params.time2vec is not None and grads.time2vec is not None:
-        chunks = array("time2vec.partial", (2, rows.chunks_of(n), e), np.float64)
-        time2vec_backward(du, places.tau, *params.time2vec, *grads.time2vec, chunks)
+        time_gradients(du, places.tau, params.time2vec, grads.time2vec, workspace)

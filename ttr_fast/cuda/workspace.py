@@ -27,6 +27,16 @@ def on_device(tree: Any) -> Any:
     return cuda.to_device(tree) if isinstance(tree, np.ndarray) else tree
 
 
+def on_host(tree: Any) -> Any:
+    """The way back, which waits for the device."""
+    if SIMULATED:
+        return tree
+    if isinstance(tree, tuple):
+        parts = [on_host(part) for part in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return tree.copy_to_host() if hasattr(tree, "copy_to_host") else tree
+
+
 class Workspace:
     """Arrays by name. What a name holds is whatever was left there."""
 
