@@ -120,5 +120,5 @@ def check_usable(name: BackendName) -> None:
         from ttr_fast.cuda.found import obstacle
 
         missing = obstacle()
-        reason = "training and decoding are not joined to its kernels yet" if missing is None else missing.what
+        reason = "no command is joined to its kernels yet" if missing is None else missing.what
         raise UserError(f"--backend cuda: {reason}; take --backend cpu, or see with `ttr doctor` what is here and what mends it")

@@ -43,4 +43,6 @@ TWINS: dict[str, Twin] = {
     "kv_ring.kv_ring_next": Twin(("kv_ring.kv_ring_next",), "test_kv_ring.py"),
     "kv_ring.kv_ring_append": Twin(("kv_ring.kv_ring_append",), "test_kv_ring.py"),
     "multi_head_attention.multi_head_attention_decode": Twin(("attention_decode.attention_decode",), "test_kv_ring.py"),
+    "transformer_block.transformer_block_decode": Twin(("decode.CudaDecoder.block_step",), "test_decode.py"),
+    "model.model_decode": Twin(("decode.CudaDecoder.step",), "test_decode.py"),
 }

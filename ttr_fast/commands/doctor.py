@@ -11,7 +11,7 @@ from ttr_fast.model import BACKENDS, BackendName
 CPU_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512bf16", "amx-bf16", "neon", "bf16")
 """Those that make a difference to kernels."""
 RUNNING: tuple[BackendName, ...] = ("cpu", "reference")
-"""Backends that train and decode: to the kernels of cuda neither is joined yet."""
+"""Backends that train and decode: no command is joined to the kernels of cuda yet."""
 
 
 class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -104,5 +104,5 @@ def text_of(report: Report) -> str:
             lines += [f"  {finding.missing}", f"    {finding.mend}"]
     runs = ", ".join(name for name, works in report.backends.items() if works)
     lines += ["", f"Backends that run here: {runs}"]
-    lines.append("cuda has kernels, tested with `make cuda-sim` and `make cuda-compile`, but neither training nor decoding is joined to them yet")
+    lines.append("cuda has kernels, tested with `make cuda-sim` and `make cuda-compile`, but no command is joined to them yet")
     return "\n".join(lines)
