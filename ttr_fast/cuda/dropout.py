@@ -32,7 +32,7 @@ class Sites(NamedTuple):
 
 
 def sites_of(drops: list[Dropout | None], compute: np.dtype) -> Sites:
-    """Those that draw something, in the order in which they multiply; backward takes them the other way round."""
+    """Those that draw something, in the order in which they multiply; arrays of the host."""
     drawing = [d for d in drops if d is not None and d.p > 0]
     words = [(round(d.p * 2**32), d.site, d.key.seed % 2**32, d.key.step % 2**32) for d in drawing]
     return Sites(np.array(words, np.int64).reshape(-1, 4), np.array([1 / (1 - d.p) if round(d.p * 2**32) < 2**32 else 0 for d in drawing], compute))
@@ -97,9 +97,14 @@ def dropout_forward(x, residual, sites: Sites, position, document, y) -> None:
     drop_features[blocks_for(threads, THREADS), THREADS](x, added, residual is not None, y, position, document, *sites)
 
 
+def backward_order(sites: Sites) -> Sites:
+    """The last site multiplies first; arrays of the host."""
+    return Sites(sites.words[::-1].copy(), sites.factors[::-1].copy())
+
+
 def dropout_backward(dy, sites: Sites, position, document, dx) -> None:
-    """dx = m ∘ dy, the masks drawn again; the last site multiplies first."""
-    dropout_forward(dy, None, Sites(sites.words[::-1].copy(), sites.factors[::-1].copy()), position, document, dx)
+    """dx = m ∘ dy, the masks drawn again; sites: backward_order."""
+    dropout_forward(dy, None, sites, position, document, dx)
 
 
 @kernel("int64[::1], int64[:, ::1], C[::1], C[:, ::1]", registers=32, threads=THREADS)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ttr_fast.cuda import rows
 from ttr_fast.cuda.attention_plan import AttentionPlan
-from ttr_fast.cuda.dropout import Sites, dropout_backward, dropout_forward, sites_of
+from ttr_fast.cuda.dropout import Sites, backward_order, dropout_backward, dropout_forward, sites_of
 from ttr_fast.cuda.feed_forward_geglu import geglu_backward, geglu_forward
 from ttr_fast.cuda.linear import linear_backward_input, linear_backward_weight, linear_forward
 from ttr_fast.cuda.multi_head_attention import MultiHeadAttentionCache, multi_head_attention_backward, multi_head_attention_forward
@@ -32,6 +32,8 @@ class BlockSites(NamedTuple):
     heads: Sites
     after_attention: Sites
     after_feed_forward: Sites
+    last_first: Sites
+    """Those after the feed-forward, as backward takes them."""
 
 
 class TransformerBlockCache(NamedTuple):
@@ -55,7 +57,7 @@ def block_sites(config: BlockConfig, key: DropoutKey | None, layer: int) -> Bloc
     places = {"attn": [ATTENTION], "head": [WHOLE_HEAD], "block": [AFTER_ATTENTION]}
     weights, heads, after = (sites_of([dropout_at(getattr(p, name), key, layer, place) for place in at], compute) for name, at in places.items())
     last = sites_of([dropout_at(p.ff, key, layer, FEED_FORWARD), dropout_at(p.block, key, layer, AFTER_FEED_FORWARD)], compute)
-    return on_device(BlockSites(weights, heads, after, last))
+    return on_device(BlockSites(weights, heads, after, last, backward_order(last)))
 
 
 def add_product(a: Any, w: Any, residual: Any, sites: Sites, places: Places, y: Any, workspace: Workspace) -> None:
@@ -133,7 +135,7 @@ def transformer_block_backward(
             dropout_backward(d, sites, places.position, places.document, branch)
         return branch if sites.factors.size else d
 
-    df = through(dy, cache.sites.after_feed_forward)
+    df = through(dy, cache.sites.last_first)
     feed_forward_backward(df, params.feed_forward, grads.feed_forward, cache.h_normed, cache.hidden, cache.act, dnormed, workspace)
     rms_norm_backward(dnormed, cache.h, cache.h_r, params.norm_feed_forward, dy, dh, None, grads.norm_feed_forward, partial)
     da = through(dh, cache.sites.after_attention)
