@@ -10,10 +10,10 @@ PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 .DEFAULT_GOAL = help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test peers lint gradients mutants cpu-mutants faults fuzz optimum clean
+.PHONY: help demo test peers lint gradients mutants cpu-mutants faults fuzz optimum cuda-sim cuda-compile cuda-mutants clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@echo "  Options go through ARGS, as in  make test ARGS='-k attention'"
 
 demo: .venv/.core  ## train a small model on the flights that come along, and show what it learned
@@ -52,8 +52,18 @@ faults: .venv/.extra-test  ## kill processes, let system calls fail, fill disks,
 optimum: .venv/.extra-test  ## train on processes whose entropy is known: how near does a model come?
 	@$(BIN)/python -m tests.optimum $(ARGS)
 
+cuda-sim: .venv/.extra-test  ## run the kernels for the GPU in a simulator, against the oracle
+	@NUMBA_ENABLE_CUDASIM=1 $(BIN)/python -m pytest tests/cuda --numprocesses 2 --dist worksteal $(ARGS)
+
+# An environment of its own: numba-cuda changes what `numba.cuda` is, and it and its libraries are 400 MB. With a GPU, the kernels run on it too.
+cuda-compile: .venv-cuda/.extra-cuda  ## compile the kernels for three GPUs, none needed, and check registers, stack and shared memory
+	@.venv-cuda/bin/python -m pytest tests/cuda --numprocesses 2 --dist worksteal $(ARGS)
+
+cuda-mutants: .venv/.extra-test  ## seed errors into the kernels for the GPU and see that the test named for each catches it
+	@$(BIN)/python -m tests.mutants --cuda $(ARGS)
+
 clean:  ## remove .venv, caches and build outputs; runs/ stays
-	@rm -rf .venv build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	@rm -rf .venv .venv-cuda build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	@find ttr_ref ttr_fast tests scripts tutorials -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # One stamp for the environment and one for each install: nothing is installed again until pyproject.toml changes.
@@ -74,6 +84,12 @@ clean:  ## remove .venv, caches and build outputs; runs/ stays
 .venv/.extra-%: pyproject.toml .venv/.made
 	@echo "Installing with the extra '$*' into .venv; the first time takes a minute or two."
 	@$(PIP) -e '.[$*]'
+	@touch $@
+
+.venv-cuda/.extra-cuda: pyproject.toml .venv/.made
+	@echo "Installing numba-cuda and the compiler's libraries into .venv-cuda; this may take some minutes."
+	@"$(PYTHON)" -m venv .venv-cuda
+	@.venv-cuda/bin/python -m pip install -qq --disable-pip-version-check -e '.[cuda,test]'
 	@touch $@
 
 .venv/.torch-$(TORCH): .venv/.made

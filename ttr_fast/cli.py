@@ -20,6 +20,7 @@ COMMANDS = {
     "preprocess": "make a corpus of CSV, JSON or JSONL files: events or texts, segmented, tokenized, split, in shards",
     "shards": "look into a corpus, check that it is whole, write it as Bincode for Rust and read it back",
     "bench": "time attention, matrix products, training steps and decoding against PyTorch and NumPy",
+    "doctor": "show what this machine has for each backend, and what mends what is missing",
 }
 INTERRUPTED = 130
 

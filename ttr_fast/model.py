@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 import numpy as np
 from numpy import ndarray
 
+from ttr_fast.errors import UserError
 from ttr_ref.adamw import AdamWState, adamw_step, clip_by_global_norm
 from ttr_ref.config import ModelConfig, TimeHeadOrder, TrainConfig
 from ttr_ref.cross_entropy import Standing, standings
@@ -27,7 +28,7 @@ from ttr_ref.model import (
 from ttr_ref.next_event import Batch, gaps
 from ttr_ref.time_head import Mixture
 
-BackendName = Literal["cpu", "reference"]
+BackendName = Literal["cpu", "cuda", "reference"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 
 
@@ -114,11 +115,20 @@ class ReferenceBackend:
 
 
 def load_backend(name: BackendName) -> Backend:
-    """The backend of this name, imported when it is chosen."""
-    match name:
-        case "cpu":
-            from ttr_fast.cpu_backend import CpuBackend
+    """The backend of this name, imported when it is chosen. Raises UserError if it cannot run here."""
+    check_usable(name)
+    if name == "cpu":
+        from ttr_fast.cpu_backend import CpuBackend
 
-            return CpuBackend()
-        case "reference":
-            return ReferenceBackend()
+        return CpuBackend()
+    return ReferenceBackend()
+
+
+def check_usable(name: BackendName) -> None:
+    """Raises UserError if a backend cannot run here."""
+    if name == "cuda":
+        from ttr_fast.cuda.found import obstacle
+
+        missing = obstacle()
+        reason = "no command is joined to its kernels yet" if missing is None else missing.what
+        raise UserError(f"--backend cuda: {reason}; take --backend cpu, or see with `ttr doctor` what is here and what mends it")

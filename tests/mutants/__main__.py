@@ -1,4 +1,4 @@
-"""Seed each fault into a copy of the sources and see that the tests catch it: python -m tests.mutants [--cpu] [-k NAME] [--jobs N] [--list].
+"""Seed each fault into a copy of the sources and see that the tests catch it: python -m tests.mutants [--cpu | --cuda] [-k NAME] [--jobs N] [--list].
 
 Exit code 1 if a fault survives, if the list does not fit the sources, or if the tests fail without any fault. A fault of the kernels is compiled in a
 cache of its own, and one test has to catch it: what does not compile proves nothing.
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter
@@ -22,7 +23,7 @@ import pytest
 
 from ttr_fast.cpu.panels import PAIRS
 
-from .faults import CPU, ORACLE, Fault, Target, with_fault
+from .faults import CPU, CUDA, ORACLE, Fault, Target, with_fault
 from .likely_first import DURATIONS, MODULE
 
 ROOT = Path(__file__).parents[2]
@@ -54,10 +55,12 @@ def copy_of_repository(folder: Path) -> Path:
     return folder
 
 
-def pytest_in(folder: Path, tests: tuple[str, ...], module: str | None = None) -> subprocess.CompletedProcess[str]:
+def pytest_in(target: Target, folder: Path, tests: tuple[str, ...], module: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run the tests there until one fails; `module` has a fault, and kernels of its own."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=short", "--no-header", "-p", "no:cacheprovider", "-p", "tests.mutants.likely_first"]
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2", "COLUMNS": "200"}
+    if target.simulated:
+        environment |= {"NUMBA_ENABLE_CUDASIM": "1"}
     if module:
         environment |= {MODULE: module, "NUMBA_CACHE_DIR": str(folder / CACHE)}
     return subprocess.run([*command, *tests], cwd=folder, env=environment, capture_output=True, text=True, timeout=LONGEST, check=False)
@@ -70,7 +73,7 @@ def outcome_of(target: Target, fault: Fault, free: SimpleQueue[Path]) -> Outcome
     source = path.read_text(encoding="utf-8")
     try:
         path.write_text(with_fault(source, fault), encoding="utf-8")
-        done = pytest_in(folder, (fault.test,) if fault.test else SUITE, fault.module)
+        done = pytest_in(target, folder, (fault.test,) if fault.test else SUITE, fault.module)
     except subprocess.TimeoutExpired:
         return Outcome(fault, None, perf_counter() - start, f"The tests still ran after {LONGEST} s.")
     finally:
@@ -83,12 +86,12 @@ def outcome_of(target: Target, fault: Fault, free: SimpleQueue[Path]) -> Outcome
     return Outcome(fault, caught_by, perf_counter() - start, done.stdout[-3000:] + done.stderr[-1000:])
 
 
-def is_sound(faults: list[Fault], folders: list[Path], pool: ThreadPoolExecutor) -> bool:
+def is_sound(target: Target, faults: list[Fault], folders: list[Path], pool: ThreadPoolExecutor) -> bool:
     """Whether the tests pass without any fault. How long each takes is then known in every folder."""
     sound, seconds = True, dict[str, float]()
     named = sorted({fault.test for fault in faults if fault.test})
     parts = [tuple(named[i::2]) for i in range(min(2, len(named)))] or [(part,) for part in SUITE]
-    for done in pool.map(pytest_in, [folders[i % len(folders)] for i in range(len(parts))], parts):
+    for done in pool.map(partial(pytest_in, target), [folders[i % len(folders)] for i in range(len(parts))], parts):
         print(done.stdout.strip().splitlines()[-1], flush=True)
         if done.returncode:
             sound = False
@@ -120,12 +123,14 @@ def survivors(target: Target, faults: list[Fault], folders: list[Path], pool: Th
 def main() -> int:
     """Copy, check without faults, seed, and say what survived."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Seed faults into the sources; the tests must catch each.")
-    parser.add_argument("--cpu", action="store_true", help="into ttr_fast's kernels in place of the oracle")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--cpu", action="store_const", dest="target", const=CPU, default=ORACLE, help="into ttr_fast's kernels in place of the oracle")
+    where.add_argument("--cuda", action="store_const", dest="target", const=CUDA, help="into the kernels for GPUs, which run in the simulator")
     parser.add_argument("-k", metavar="NAME", default="", help="only faults whose name or file contains NAME")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="how many at a time (default: 2)")
     parser.add_argument("--list", action="store_true", help="list the faults and why one would make them")
     options = parser.parse_args()
-    target = CPU if options.cpu else ORACLE
+    target = options.target
     faults = [fault for fault in target.faults if (options.k in fault.name or options.k in fault.file) and (PAIRS or not fault.pairs)]
     if not faults or options.jobs < 1:
         parser.error(f"no fault is called {options.k}" if not faults else f"--jobs must be at least 1, got {options.jobs}")
@@ -142,7 +147,7 @@ def main() -> int:
     start = perf_counter()
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(options.jobs) as pool:
         folders = [copy_of_repository(Path(temporary) / str(job)) for job in range(options.jobs)]
-        if not is_sound(faults, folders, pool):
+        if not is_sound(target, faults, folders, pool):
             print("The tests fail without any fault: nothing can be said of the faults.")
             return 1
         living = survivors(target, faults, folders, pool)

@@ -10,6 +10,8 @@ class Target(NamedTuple):
 
     folder: str
     list_name: str
+    simulated: bool = False
+    """Whether the tests run in the simulator of the GPU."""
 
     @property
     def faults(self) -> list["Fault"]:
@@ -40,6 +42,7 @@ class Fault(NamedTuple):
 
 ORACLE = Target("ttr_ref", "faults.toml")
 CPU = Target("ttr_fast", "cpu_faults.toml")
+CUDA = Target("ttr_fast", "cuda_faults.toml", simulated=True)
 
 
 def with_fault(source: str, fault: Fault) -> str:

@@ -4,22 +4,22 @@ from pathlib import Path
 
 import pytest
 
-from .faults import CPU, ORACLE, Fault, Target, with_fault
+from .faults import CPU, CUDA, ORACLE, Fault, Target, with_fault
 
 ROOT = Path(__file__).parents[2]
-FEWEST = {ORACLE: 36, CPU: 25}
+FEWEST = {ORACLE: 36, CPU: 25, CUDA: 25}
 EXAMPLE = Fault("example", "example.py", "a + b", "a - b", "why")
 
 
 @pytest.mark.parametrize(
-    "target, fault", [pytest.param(target, fault, id=f"{target.folder}, {fault.name}") for target in FEWEST for fault in target.faults]
+    "target, fault", [pytest.param(target, fault, id=f"{target.list_name}, {fault.name}") for target in FEWEST for fault in target.faults]
 )
 def test_the_original_occurs_once_and_the_faulty_is_python(target: Target, fault: Fault) -> None:
     source = (ROOT / target.folder / fault.file).read_text(encoding="utf-8")
     assert with_fault(source, fault) != source
 
 
-@pytest.mark.parametrize("target", FEWEST, ids=lambda target: target.folder)
+@pytest.mark.parametrize("target", FEWEST, ids=lambda target: target.list_name)
 def test_there_are_enough_and_no_two_are_the_same(target: Target) -> None:
     faults = target.faults
     assert len(faults) >= FEWEST[target]
@@ -27,7 +27,7 @@ def test_there_are_enough_and_no_two_are_the_same(target: Target) -> None:
     assert len({(fault.file, fault.original, fault.faulty) for fault in faults}) == len(faults)
 
 
-@pytest.mark.parametrize("fault", CPU.faults, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", CPU.faults + CUDA.faults, ids=lambda fault: fault.name)
 def test_each_fault_of_the_kernels_names_a_test(fault: Fault) -> None:
     path, _, name = fault.test.partition("::")
     assert f"def {name.partition('[')[0]}(" in (ROOT / path).read_text(encoding="utf-8")

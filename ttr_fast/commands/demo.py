@@ -20,7 +20,7 @@ from ttr_fast.generation.decode import Past, continue_sequences
 from ttr_fast.generation.distribution import Sampling
 from ttr_fast.generation.itinerary import itinerary_lines, time_text
 from ttr_fast.generation.sample import Event, EventSampler, row_generator
-from ttr_fast.model import Backend, BackendName
+from ttr_fast.model import Backend, BackendName, check_usable
 from ttr_fast.training.baselines import count_baselines, log_normal_baseline
 from ttr_fast.training.checkpoint import CheckpointConfig, EventSource, save_checkpoint
 from ttr_fast.training.evaluation import OrderResult, evaluate
@@ -61,13 +61,14 @@ class Command:
     out: Path | None = None
     """Folder of the run, new or empty; runs/demo, runs/demo-2, … if not given."""
     backend: BackendName = "cpu"
-    """What computes: cpu, the fast core, or reference, the NumPy oracle."""
+    """What computes: cpu, the fast core, cuda, an NVIDIA GPU, or reference, the NumPy oracle."""
     json: bool = False
     """Print the results as JSON."""
 
     def run(self) -> None:
         """Train both, measure, decode."""
         started = time.perf_counter()
+        check_usable(self.backend)
         try:
             config = replace(TRAIN, seed=self.seed, steps=self.steps)
         except ValueError as error:

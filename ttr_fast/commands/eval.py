@@ -64,7 +64,7 @@ class Command:
     sort: bool = False
     """Sort each entity's events by time; without it, times that go backwards are an error."""
     backend: BackendName = "cpu"
-    """What computes: cpu, the fast core, or reference, the NumPy oracle."""
+    """What computes: cpu, the fast core, cuda, an NVIDIA GPU, or reference, the NumPy oracle."""
     json: Annotated[bool, tyro.conf.arg(help="Print the results as JSON, with the histograms.")] = False
 
     def run(self) -> None:

@@ -20,7 +20,7 @@ from ttr_fast.generation.itinerary import itinerary_lines, time_text
 from ttr_fast.generation.sample import Event, EventSampler, TokenSampler, row_generator
 from ttr_fast.generation.text import TextStream
 from ttr_fast.generation.turns import Turns
-from ttr_fast.model import BackendName
+from ttr_fast.model import BackendName, check_usable
 from ttr_fast.training.checkpoint import CheckpointConfig, EventSource, TextSource, load_checkpoint, load_tokenizer
 from ttr_ref.model import ModelParams
 
@@ -72,7 +72,7 @@ class Command:
     sort: bool = False
     """Sort each entity's events by time; without it, times that go backwards are an error."""
     backend: BackendName = "cpu"
-    """What computes: cpu, the fast core, or reference, the NumPy oracle."""
+    """What computes: cpu, the fast core, cuda, an NVIDIA GPU, or reference, the NumPy oracle."""
     json: Annotated[bool, tyro.conf.arg(help="One JSON object a line, for each event or each text.")] = False
 
     def run(self) -> None:
@@ -82,6 +82,7 @@ class Command:
                 raise UserError(f"--{name} must be at least 1, got {value}")
         if self.seed < 0:
             raise UserError(f"--seed must not be negative, got {self.seed}")
+        check_usable(self.backend)
         params, saved = load_checkpoint(self.checkpoint)
         if isinstance(saved.source, TextSource):
             self.refuse("texts", "events", "give it --prompt or --prompt-file", ("data", "entity", "events", "sort"))

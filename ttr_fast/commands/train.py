@@ -14,7 +14,7 @@ from ttr_fast.commands.options import Columns, ModelOptions, check_unused, free_
 from ttr_fast.commands.report import CurvePlots, Row, model_rows, save_plots, save_results, table
 from ttr_fast.commands.run_folder import CONFIGURATION, Run, check_data, last_state, start_run, stored_run
 from ttr_fast.errors import UserError
-from ttr_fast.model import BackendName
+from ttr_fast.model import BackendName, check_usable
 from ttr_fast.training.baselines import count_baselines, log_normal_baseline
 from ttr_fast.training.checkpoint import CheckpointConfig, load_state, save_checkpoint
 from ttr_fast.training.evaluation import evaluate
@@ -66,7 +66,7 @@ class Command:
     out: Path | None = None
     """Folder of the run, new or empty; runs/train, runs/train-2, … if not given."""
     backend: BackendName = "cpu"
-    """What computes: cpu, the fast core, or reference, the NumPy oracle."""
+    """What computes: cpu, the fast core, cuda, an NVIDIA GPU, or reference, the NumPy oracle."""
     json: bool = False
     """Print the results as JSON."""
     tensorboard: bool = False
@@ -100,6 +100,7 @@ class Command:
             raise UserError("nothing to train on: name a file or a corpus with --data, or a run that was stopped with --resume")
         if self.save_every < 1 or self.keep < 1:
             raise UserError(f"--save-every and --keep must be at least 1, got {self.save_every} and {self.keep}")
+        check_usable(self.backend)
         folder = check_unused(self.out) if self.out else free_folder("train")
         self.model.config(vocab_size=1, time=TimeConfig())  # sizes that do not fit together are told before anything is read
         self.train_in(folder)

@@ -1,0 +1,90 @@
+"""Attention on the GPU, with the names of ttr_ref/attention.py, where the mathematics is.
+
+Nothing of size T × T exists (Dao et al. 2022, arXiv:2205.14135): attention_forward.py and attention_backward.py say how. What a batch and its
+parameters mean to kernels is worked out by plan_attention, bias_table and sites_of, once for all blocks or all steps; arrays are buffers of whoever
+calls.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64, Inexact, Shaped
+from numpy import ndarray
+
+from ttr_fast.cuda.attention_backward import bracket_rows, key_kernel, query_kernel
+from ttr_fast.cuda.attention_forward import forward_kernel
+from ttr_fast.cuda.attention_plan import AttentionPlan
+from ttr_fast.cuda.attention_tiles import THREADS, spec_for
+from ttr_fast.cuda.dropout import Sites
+from ttr_fast.cuda.jit import COMPUTE, blocks_for
+from ttr_fast.cuda.rows import sum_chunks
+from ttr_fast.cuda.time_bias import BiasTable
+
+
+class AttentionTask(NamedTuple):
+    """What both directions are told beside their operands."""
+
+    plan: AttentionPlan
+    bias: BiasTable
+    drop: Sites
+
+
+def common(task: AttentionTask, compute: np.dtype, d: int) -> tuple[Any, ...]:
+    """The last arguments of all kernels."""
+    return *task.plan[:8], *task.bias, compute.type(d**-0.5), *task.drop
+
+
+def attention_forward(
+    q: Shaped[ndarray, "B H T_q D"],
+    k: Shaped[ndarray, "B G T_k D"],
+    v: Shaped[ndarray, "B G T_k D"],
+    task: AttentionTask,
+    o: Shaped[ndarray, "B H T_q D"],
+    lse: Inexact[ndarray, "B H T_q"],
+) -> None:
+    """O in the storage of q, k and v, LSE in the type of arithmetic.
+
+    Raises ValueError if H is not a multiple of G, or if a head is wider than any kernel.
+    """
+    (rows, heads, places, d), groups, compute = q.shape, k.shape[1], np.dtype(COMPUTE[q.dtype.name])
+    if heads % groups:
+        raise ValueError(f"attention: {heads} query heads cannot share {groups} key/value heads evenly")
+    spec = spec_for(compute, d)
+    grid = blocks_for(places, spec.tile), heads, rows
+    forward_kernel(spec)[grid, THREADS](q, k, v, o, lse, task.plan.keys, *common(task, compute, d))
+
+
+def attention_backward(
+    do: Shaped[ndarray, "B H T_q D"],
+    dlse: Inexact[ndarray, "B H T_q"],
+    q: Shaped[ndarray, "B H T_q D"],
+    k: Shaped[ndarray, "B G T_k D"],
+    v: Shaped[ndarray, "B G T_k D"],
+    o: Shaped[ndarray, "B H T_q D"],
+    lse: Inexact[ndarray, "B H T_q"],
+    task: AttentionTask,
+    dq: Inexact[ndarray, "B H T_q D"],
+    dk: Inexact[ndarray, "B G T_k D"],
+    dv: Inexact[ndarray, "B G T_k D"],
+    sums: Float64[ndarray, "H n"],
+    bracket: Inexact[ndarray, "B H T_q"],
+    partial: Float64[ndarray, "B blocks H n"],
+) -> None:
+    """dq, dk, dv in the type of arithmetic; sums (H, time_bias.sums_of), from which time_bias.bias_gradient makes the gradients of the parameters.
+
+    bracket, and partial with backward_blocks(q) blocks, are scratch.
+    """
+    (rows, heads, _, d), groups, compute = q.shape, k.shape[1], lse.dtype
+    spec, last = spec_for(compute, d), common(task, compute, d)
+    bracket_rows[blocks_for(bracket.size, THREADS), THREADS](o, do, dlse, bracket)
+    grid = partial.shape[1], heads, rows
+    query_kernel(spec)[grid, THREADS](q, k, v, do, lse, bracket, dq, partial, task.plan.keys, *last)
+    grid = blocks_for(k.shape[2], spec.tile), groups, rows
+    key_kernel(spec)[grid, THREADS](q, k, v, do, lse, bracket, dk, dv, task.plan.queries, *last)
+    if sums.size:
+        sum_chunks(partial.reshape(-1, sums.size), sums.reshape(-1))
+
+
+def backward_blocks(q: Shaped[ndarray, "B H T_q D"]) -> int:
+    """How many blocks of queries backward has."""
+    return blocks_for(q.shape[2], spec_for(np.dtype(COMPUTE[q.dtype.name]), q.shape[3]).tile)
