@@ -14,7 +14,8 @@ from tests.ref.cases import lively_model, rising_times
 from ttr_fast.cuda.decode import CudaDecoder
 from ttr_ref.config import ModelConfig
 from ttr_ref.float_dtype import FloatDType
-from ttr_ref.model import ModelParams, is_frequency, is_matrix, model_forward
+from ttr_ref.model import ModelParams, model_forward
+from ttr_ref.parameters import is_frequency, is_matrix
 from ttr_ref.timeline import timeline_from_lengths
 from ttr_ref.tree import named_tree_map, tree_map
 

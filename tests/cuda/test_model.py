@@ -15,8 +15,9 @@ from ttr_fast.cuda.model import CudaModel
 from ttr_ref.config import BlockConfig, ModelConfig, TimeConfig, TimeHeadConfig
 from ttr_ref.dropout import DropoutKey
 from ttr_ref.float_dtype import FloatDType
-from ttr_ref.model import ModelParams, is_frequency, is_matrix, loss_backward, loss_forward
+from ttr_ref.model import ModelParams, loss_backward, loss_forward
 from ttr_ref.next_event import Batch
+from ttr_ref.parameters import is_frequency, is_matrix
 from ttr_ref.tree import leaves_of, named_tree_map, tree_map
 
 KEY, Z_LOSS, TIME_WEIGHT, PLACES = DropoutKey(3, 4), 1e-3, 0.7, 9

@@ -20,7 +20,7 @@ from ttr_fast.cuda.workspace import Workspace
 from ttr_ref.config import BlockConfig, DropoutConfig, ModelConfig, TimeConfig
 from ttr_ref.dropout import DropoutKey
 from ttr_ref.float_dtype import FloatDType
-from ttr_ref.model import is_frequency, is_matrix
+from ttr_ref.parameters import is_frequency, is_matrix
 from ttr_ref.timeline import Timeline
 from ttr_ref.transformer_block import TransformerBlockParams, transformer_block_backward as ref_backward, transformer_block_forward as ref_forward
 from ttr_ref.tree import leaves_of, named_tree_map, tree_map
