@@ -60,8 +60,8 @@ def check_data(folder: Path, run: Run, path: Path, data: Dataset) -> None:
         print(f"what computes is not what it was, so the last bits may differ: {', '.join(sorted(changed))}", file=sys.stderr)
 
 
-def last_state(saves: Saves, expected: CheckpointConfig, metrics: MetricsFile) -> TrainState | None:
-    """Where a run goes on; None: from the beginning, since nothing was saved yet.
+def last_state(saves: Saves, expected: CheckpointConfig, metrics: MetricsFile, label: str) -> TrainState | None:
+    """Where a run goes on; None: from the beginning, since nothing was saved yet. label: of the run in its metrics.
 
     Raises UserError if no save is whole, or if it is of another model.
     """
@@ -74,4 +74,7 @@ def last_state(saves: Saves, expected: CheckpointConfig, metrics: MetricsFile) -
     if (config.model, config.train, config.vocabulary) != (expected.model, expected.train, expected.vocabulary):
         raise UserError(f"{saves.path(state.step)}: not a save of this run: its model, training or vocabulary differs")
     metrics.rewind(state.step)
+    nats = metrics.measured(label).get(state.step)
+    if nats is not None:  # the process may have been killed between saving and noting that it is the best
+        saves.best_with(state.step, nats)
     return state

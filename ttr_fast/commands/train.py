@@ -159,7 +159,7 @@ class Training:
     def run(self, going_on: bool) -> None:
         """Train to the end, or until a signal comes; then measure and save."""
         command, data = self.command, self.data
-        state = last_state(self.saves, self.saved, self.metrics) if going_on else None
+        state = last_state(self.saves, self.saved, self.metrics, command.label) if going_on else None
         configuration = to_toml(command, NOT_STORED)
         print(f"{configuration}\n{data.describe()}", file=sys.stderr)
         if not going_on:
