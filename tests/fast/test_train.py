@@ -27,6 +27,7 @@ from ttr_fast.training.evaluation import OrderResult, evaluate
 from ttr_fast.training.flops import model_flops
 from ttr_fast.training.loop import is_measured
 from ttr_fast.training.metrics import MetricsFile
+from ttr_fast.training.plots import plot_training
 from ttr_fast.training.saves import Saves
 from ttr_ref.config import BlockConfig, ModelConfig, TimeHeadConfig, TrainConfig
 from ttr_ref.model import model_init
@@ -276,6 +277,12 @@ def test_curves_are_drawn_while_it_trains(corpus: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(Saves, "save", saved)
     cli.run(["train", "--data", str(corpus), "--out", str(folder), *COLUMNS, *TINY, "--save-every", "1"])
     assert drawn == list(range(3, 13))
+
+
+def test_curves_of_steps_without_targets(tmp_path: Path) -> None:
+    """A marker may be so rare that the first evaluation comes before the first target."""
+    plot_training(tmp_path / "loss.png", [{"run": "a", "kind": "step", "step": 1, "loss": 0.0, "targets": 0}])
+    assert (tmp_path / "loss.png").exists()
 
 
 def test_tensorboard(corpus: Path, tmp_path: Path) -> None:
