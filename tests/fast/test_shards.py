@@ -217,11 +217,21 @@ def test_export_and_import_give_the_same_bytes(folder: Path, tmp_path: Path, cap
         cli.run(["shards", "export", str(folder), "--out", str(tmp_path / "rust")])
 
 
+def described(folder: Path, field: str, value: object) -> None:
+    """description.json says something else of the vocabulary."""
+    description = json.loads((folder / "description.json").read_bytes())
+    description["vocabulary"][field] = value
+    (folder / "description.json").write_text(json.dumps(description))
+
+
 BAD_IMPORTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no description": (lambda f: (f / "description.json").unlink(), "no shards to import, expected a folder with description.json"),
     "description": (lambda f: (f / "description.json").write_bytes(b"{}"), "description.json: not the description of a corpus"),
     "no shards": (lambda f: [path.unlink() for path in f.glob("*.bincode")], "there are no shards, expected files such as train-00000.bincode"),
-    "vocabulary": (lambda f: (f / "vocabulary.json").write_bytes(b"[]"), "vocabulary.json: its SHA-256 is not the one in description.json"),
+    "vocabulary": (lambda f: (f / "vocabulary.json").write_bytes(b"[]"), "vocabulary.json: its size or SHA-256 is not the one in description.json"),
+    "size of the vocabulary": (lambda f: described(f, "bytes", 7), "vocabulary.json: its size or SHA-256 is not the one in description.json"),
+    "a file elsewhere": (lambda f: described(f, "file", "../vocabulary.json"),
+        "description.json: the file of its tokens is '../vocabulary.json', expected 'vocabulary.json'"),
     "token": (lambda f: (f / "test-00000.bincode").write_bytes(
         bytes.fromhex("0100000000000000 04000000 0100000000000000 0000000000000000 0200000000000000 0000000000000000 0100000000000000")),
         "test-00000.bincode: token 4 is beyond the vocabulary of 4"),
