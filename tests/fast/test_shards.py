@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +91,20 @@ def test_a_split_over_many_shards_is_one_list_of_sequences(folder: Path) -> None
         np.testing.assert_array_equal(tokens, shard["tokens"][k : k + 5])
         np.testing.assert_array_equal(times, shard["times"][k : k + 5])
         assert not tokens.flags.owndata
+
+
+def test_a_corpus_may_have_more_shards_than_files_may_be_open(folder: Path) -> None:
+    """In a process that may open few."""
+    code = (
+        "import resource, sys; from pathlib import Path; from msgspec.structs import replace; from ttr_fast.data.corpus import open_corpus;"
+        "corpus = open_corpus(Path(sys.argv[1])); split = corpus.index.splits['train'];"
+        "split = replace(split, shards=split.shards * 50); corpus = replace(corpus, index=replace(corpus.index, splits={'train': split}));"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]));"
+        "print(len(corpus.split('train').shards))"
+    )
+    process = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
+    assert process.stderr == ""
+    assert int(process.stdout) >= 100
 
 
 def test_a_split_may_be_empty() -> None:
