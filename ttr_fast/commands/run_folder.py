@@ -32,10 +32,10 @@ class Run(msgspec.Struct, frozen=True):
 
 def start_run(folder: Path, configuration: str, data: Dataset) -> None:
     """Make the folder; run.json comes last, so that a folder that has it has both."""
+    run = Run(data.sha256, versions(), git_describe())  # which takes a while, in which the folder is not there yet
     with told(folder):
         make_folder(folder)
     replace_file(folder / CONFIGURATION, configuration.encode())
-    run = Run(data.sha256, versions(), git_describe())
     replace_file(folder / RUN, msgspec.json.format(msgspec.json.encode(run), indent=2))
 
 
