@@ -220,6 +220,8 @@ def test_times_of_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(prompt_time(date, "ns"), int)
     assert prompt_time(date, "iso8601") == 1_700_000_000.5
     assert prompt_time(None, None) == 0
+    with pytest.raises(UserError, match=r"^--at: time '2300-01-01T00:00:00Z' in ns, the unit of this model, is beyond int64$"):
+        prompt_time("2300-01-01T00:00:00Z", "ns")
     assert [date_prefix(*of) for of in ((START, "s"), (START * 1000.0 + 1, "ms"), (0, None))] == ["<2023-11-14T22:13:20Z>"] * 2 + [""]
 
 
