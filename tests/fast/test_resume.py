@@ -14,6 +14,7 @@ import pytest
 
 from tests.fast.conftest import COLUMNS, SMALL
 from ttr_fast import cli
+from ttr_fast.commands.run_folder import alone
 from ttr_fast.data.event_files import read_events
 from ttr_fast.data.split import split_by_entity
 from ttr_fast.errors import UserError
@@ -139,6 +140,18 @@ def test_killed_after_its_last_step(run_folder: Path, tmp_path: Path) -> None:
     (folder / "results.json").unlink()
     cli.run(["train", "--resume", str(folder)])
     assert json.loads((folder / "results.json").read_bytes())["held_out"] == results
+
+
+def test_two_processes_do_not_train_in_one_folder(run_folder: Path, tmp_path: Path) -> None:
+    """The second is told; what the first has there stays as it is."""
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    (folder / "results.json").unlink()
+    (folder / "saves/.tmp-step-00000151-1").mkdir()
+    with alone(folder), pytest.raises(UserError) as told:
+        cli.run(["train", "--resume", str(folder)])
+    assert str(told.value) == f"{folder}: another process is training there"
+    assert (folder / "saves/.tmp-step-00000151-1").exists()
 
 
 def test_killed_before_its_first_save(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,10 @@
     run.json        what resuming needs beside them: the data's SHA-256, and what computed
 """
 
+import fcntl
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -37,6 +40,19 @@ def start_run(folder: Path, configuration: str, data: Dataset) -> None:
         make_folder(folder)
     replace_file(folder / CONFIGURATION, configuration.encode())
     replace_file(folder / RUN, msgspec.json.format(msgspec.json.encode(run), indent=2))
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within `with`, no other process trains in this folder: each would sweep away what the other is writing. Raises UserError if one does."""
+    with (folder / RUN).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process is training there") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def stored_run(folder: Path) -> Run:
