@@ -174,9 +174,9 @@ def test_texts(chat: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     assert text == f"User: où?{one['text']}\n"
     assert (one["tokens"] == 30) == (one["ended_by"] == "tokens")
 
-    (tmp_path / "prompts").write_text("User: où?\nA\n")
+    (tmp_path / "prompts").write_text("User: où?\nA\fB\n")
     both = objects(printed(capsys, chat, "--prompt", "là Assistant:", "--prompt-file", tmp_path / "prompts", *NOW, "--tokens", "30", "--json"))
-    assert [r["prompt"] for r in both] == ["là Assistant:", "User: où?", "A"]
+    assert [r["prompt"] for r in both] == ["là Assistant:", "User: où?", "A\fB"]
     assert both[1] == one
     shown = printed(capsys, chat, "--prompt", "là Assistant:", "User: où?", *NOW, "--tokens", "30")
     assert shown == f"[1/2] là Assistant:{both[0]['text']}\n[2/2] User: où?{one['text']}\n"

@@ -21,11 +21,12 @@ def prompts_of(given: Sequence[str], file: Path | None) -> list[str]:
         raise UserError("--prompt is empty, expected a text to continue")
     if file is not None:
         try:
-            lines = file.read_text("utf-8").splitlines()
+            content = file.read_text("utf-8")
         except FileNotFoundError:
             raise UserError(f"{file}: there is no such file, expected one with a prompt a line") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{file}: byte {error.start + 1} is not UTF-8, expected text with a prompt a line") from None
+        lines = content.removesuffix("\n").split("\n") if content else []  # splitlines would cut at form feeds too
         if "" in lines:
             raise UserError(f"{file}:{lines.index('') + 1}: the line is empty, expected a text to continue")
         prompts += lines
