@@ -174,9 +174,9 @@ def test_texts(chat: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     assert text == f"User: où?{one['text']}\n"
     assert (one["tokens"] == 30) == (one["ended_by"] == "tokens")
 
-    (tmp_path / "prompts").write_text("User: où?\nA\n")
+    (tmp_path / "prompts").write_text("User: où?\nA\fB\n")
     both = objects(printed(capsys, chat, "--prompt", "là Assistant:", "--prompt-file", tmp_path / "prompts", *NOW, "--tokens", "30", "--json"))
-    assert [r["prompt"] for r in both] == ["là Assistant:", "User: où?", "A"]
+    assert [r["prompt"] for r in both] == ["là Assistant:", "User: où?", "A\fB"]
     assert both[1] == one
     shown = printed(capsys, chat, "--prompt", "là Assistant:", "User: où?", *NOW, "--tokens", "30")
     assert shown == f"[1/2] là Assistant:{both[0]['text']}\n[2/2] User: où?{one['text']}\n"
@@ -220,6 +220,8 @@ def test_times_of_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(prompt_time(date, "ns"), int)
     assert prompt_time(date, "iso8601") == 1_700_000_000.5
     assert prompt_time(None, None) == 0
+    with pytest.raises(UserError, match=r"^--at: time '2300-01-01T00:00:00Z' in ns, the unit of this model, is beyond int64$"):
+        prompt_time("2300-01-01T00:00:00Z", "ns")
     assert [date_prefix(*of) for of in ((START, "s"), (START * 1000.0 + 1, "ms"), (0, None))] == ["<2023-11-14T22:13:20Z>"] * 2 + [""]
 
 

@@ -61,6 +61,14 @@ def test_log_normal_by_hand() -> None:
     assert error == pytest.approx(sorted(abs(g - math.exp(mean)) for g in seen)[1], rel=1e-12)
 
 
+def test_log_normal_of_equal_gaps() -> None:
+    """As wide as the resolution is of the gap."""
+    regular = events_of([("aab", [0, 600, 1200])])
+    found, error = log_normal_baseline(regular, regular, resolution=60.0)
+    assert found == pytest.approx(math.log(600 * 0.1 * math.sqrt(2 * math.pi)), rel=1e-12)
+    assert error == pytest.approx(0, abs=1e-9)
+
+
 def test_evaluation_is_the_mean_over_all_events() -> None:
     """However the sequences are put into batches: the same as each sequence alone, event by event, in f64."""
     events = made_of([2, 9, 5, 3])

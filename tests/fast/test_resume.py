@@ -14,10 +14,12 @@ import pytest
 
 from tests.fast.conftest import COLUMNS, SMALL
 from ttr_fast import cli
+from ttr_fast.commands.run_folder import alone
 from ttr_fast.data.event_files import read_events
 from ttr_fast.data.split import split_by_entity
 from ttr_fast.errors import UserError
 from ttr_fast.model import ReferenceBackend
+from ttr_fast.training.interrupt import StopRequests
 from ttr_fast.training.loop import train
 from ttr_fast.training.metrics import MetricsFile
 from ttr_fast.training.saves import Saves
@@ -81,16 +83,42 @@ class Signalling(MetricsFile):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def test_a_signal_saves_the_step_it_comes_in(corpus: Path, tmp_path: Path) -> None:
-    """No save and no evaluation is due there; the signal's handler is what it was afterwards."""
+def trained_until_stopped(corpus: Path, metrics: MetricsFile) -> tuple[int, list[tuple[int, float | None]]]:
+    """(the step that training ended after, what was kept); nothing is due in the first steps."""
     events = read_events(corpus, entity="who", time="when", token="what", time_unit="s")
     training, held_out = split_by_entity(events, 0.2)
     model, kept = ModelConfig(2, 1, BlockConfig(8, 8, 2)), list[tuple[int, float | None]]()
-    before = signal.getsignal(signal.SIGTERM)
-    config, metrics = TrainConfig(steps=50, rows=2, length=8), Signalling(tmp_path / "metrics.jsonl")
+    config = TrainConfig(steps=50, rows=2, length=8)
     state = train(ReferenceBackend(), training, held_out, model, config, metrics, "run", keep=lambda state, nats: kept.append((state.step, nats)))
-    assert (state.step, kept) == (3, [(3, None)])
+    return state.step, kept
+
+
+def test_a_signal_saves_the_step_it_comes_in(corpus: Path, tmp_path: Path) -> None:
+    """No save and no evaluation is due there; the signal's handler is what it was afterwards."""
+    before = signal.getsignal(signal.SIGTERM)
+    assert trained_until_stopped(corpus, Signalling(tmp_path / "metrics.jsonl")) == (3, [(3, None)])
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("look", range(1, 6))
+def test_a_signal_between_two_looks_saves_too(look: int, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever look at it is the first to see it, the last step is kept."""
+
+    class Late(StopRequests):
+        looks = 0
+
+        @property
+        def wanted(self) -> bool:
+            self.looks += 1
+            return self.looks >= look
+
+        @wanted.setter
+        def wanted(self, value: bool) -> None:
+            pass
+
+    monkeypatch.setattr("ttr_fast.training.loop.StopRequests", Late)
+    step, kept = trained_until_stopped(corpus, MetricsFile(tmp_path / "metrics.jsonl"))
+    assert kept[-1:] == [(step, None)]
 
 
 def test_lines_after_the_save_are_forgotten(tmp_path: Path) -> None:
@@ -112,6 +140,18 @@ def test_killed_after_its_last_step(run_folder: Path, tmp_path: Path) -> None:
     (folder / "results.json").unlink()
     cli.run(["train", "--resume", str(folder)])
     assert json.loads((folder / "results.json").read_bytes())["held_out"] == results
+
+
+def test_two_processes_do_not_train_in_one_folder(run_folder: Path, tmp_path: Path) -> None:
+    """The second is told; what the first has there stays as it is."""
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    (folder / "results.json").unlink()
+    (folder / "saves/.tmp-step-00000151-1").mkdir()
+    with alone(folder), pytest.raises(UserError) as told:
+        cli.run(["train", "--resume", str(folder)])
+    assert str(told.value) == f"{folder}: another process is training there"
+    assert (folder / "saves/.tmp-step-00000151-1").exists()
 
 
 def test_killed_before_its_first_save(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

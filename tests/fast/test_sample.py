@@ -96,6 +96,12 @@ def test_a_gap_beyond_all_numbers_is_told() -> None:
         sampler.time(STATE, 1_700_000_000, np.random.default_rng(0))
 
 
+def test_a_time_beyond_int64_is_told() -> None:
+    """Where times are that large already, as nanoseconds are."""
+    with pytest.raises(UserError, match=r"which ends beyond int64: train it longer"):
+        SAMPLER.time(STATE, 2**63 - 60, np.random.default_rng(0))
+
+
 def test_a_model_without_times() -> None:
     with pytest.raises(UserError, match="predicts no times"):
         EventSampler(PARAMS._replace(time_head=None), CONFIG, Sampling())

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +91,20 @@ def test_a_split_over_many_shards_is_one_list_of_sequences(folder: Path) -> None
         np.testing.assert_array_equal(tokens, shard["tokens"][k : k + 5])
         np.testing.assert_array_equal(times, shard["times"][k : k + 5])
         assert not tokens.flags.owndata
+
+
+def test_a_corpus_may_have_more_shards_than_files_may_be_open(folder: Path) -> None:
+    """In a process that may open few."""
+    code = (
+        "import resource, sys; from pathlib import Path; from msgspec.structs import replace; from ttr_fast.data.corpus import open_corpus;"
+        "corpus = open_corpus(Path(sys.argv[1])); split = corpus.index.splits['train'];"
+        "split = replace(split, shards=split.shards * 50); corpus = replace(corpus, index=replace(corpus.index, splits={'train': split}));"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]));"
+        "print(len(corpus.split('train').shards))"
+    )
+    process = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
+    assert process.stderr == ""
+    assert int(process.stdout) >= 100
 
 
 def test_a_split_may_be_empty() -> None:
@@ -217,11 +232,21 @@ def test_export_and_import_give_the_same_bytes(folder: Path, tmp_path: Path, cap
         cli.run(["shards", "export", str(folder), "--out", str(tmp_path / "rust")])
 
 
+def described(folder: Path, field: str, value: object) -> None:
+    """description.json says something else of the vocabulary."""
+    description = json.loads((folder / "description.json").read_bytes())
+    description["vocabulary"][field] = value
+    (folder / "description.json").write_text(json.dumps(description))
+
+
 BAD_IMPORTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no description": (lambda f: (f / "description.json").unlink(), "no shards to import, expected a folder with description.json"),
     "description": (lambda f: (f / "description.json").write_bytes(b"{}"), "description.json: not the description of a corpus"),
     "no shards": (lambda f: [path.unlink() for path in f.glob("*.bincode")], "there are no shards, expected files such as train-00000.bincode"),
-    "vocabulary": (lambda f: (f / "vocabulary.json").write_bytes(b"[]"), "vocabulary.json: its SHA-256 is not the one in description.json"),
+    "vocabulary": (lambda f: (f / "vocabulary.json").write_bytes(b"[]"), "vocabulary.json: its size or SHA-256 is not the one in description.json"),
+    "size of the vocabulary": (lambda f: described(f, "bytes", 7), "vocabulary.json: its size or SHA-256 is not the one in description.json"),
+    "a file elsewhere": (lambda f: described(f, "file", "../vocabulary.json"),
+        "description.json: the file of its tokens is '../vocabulary.json', expected 'vocabulary.json'"),
     "token": (lambda f: (f / "test-00000.bincode").write_bytes(
         bytes.fromhex("0100000000000000 04000000 0100000000000000 0000000000000000 0200000000000000 0000000000000000 0100000000000000")),
         "test-00000.bincode: token 4 is beyond the vocabulary of 4"),

@@ -27,6 +27,7 @@ from ttr_fast.training.evaluation import OrderResult, evaluate
 from ttr_fast.training.flops import model_flops
 from ttr_fast.training.loop import is_measured
 from ttr_fast.training.metrics import MetricsFile
+from ttr_fast.training.plots import plot_training
 from ttr_fast.training.saves import Saves
 from ttr_ref.config import BlockConfig, ModelConfig, TimeHeadConfig, TrainConfig
 from ttr_ref.model import model_init
@@ -205,6 +206,29 @@ def test_early_stopping_is_resumed(corpus: Path, tmp_path: Path, monkeypatch: py
             assert (folder / "checkpoint" / file).read_bytes() == (straight / "checkpoint" / file).read_bytes()
 
 
+def test_killed_before_the_best_was_noted(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The save of the best step is there, but best.json is of the one before, or not there at all: the model is the best all the same."""
+    nats = (3.0, 2.0, 2.5, 2.5)
+    more = ["--train.evaluate-every", "3", "--train.patience", "2", "--save-every", "1", "--keep", "40"]
+    for at, before in ((0, None), (1, b'{"step":3,"nats":3.0}')):
+        folder, step = tmp_path / f"killed{at}", 3 * at + 3
+        given = (2.0, 3.0, 3.0) if before is None else nats
+        monkeypatch.setattr("ttr_fast.training.loop.evaluate", FixedNats(*given))
+        cli.run(["train", "--data", str(corpus), "--out", str(folder), *COLUMNS, *TINY, *more])
+        expected = (folder / "checkpoint/params.safetensors").read_bytes()
+        (folder / "results.json").unlink()
+        shutil.rmtree(folder / "checkpoint")
+        for later in range(step + 1, 13):
+            shutil.rmtree(Saves(folder / "saves").path(later), ignore_errors=True)
+        (folder / "saves/best.json").unlink()
+        if before is not None:
+            (folder / "saves/best.json").write_bytes(before)
+        monkeypatch.setattr("ttr_fast.training.loop.evaluate", FixedNats(*given[at + 1 :]))
+        cli.run(["train", "--resume", str(folder)])
+        assert load_checkpoint(folder / "checkpoint")[1].step == step
+        assert (folder / "checkpoint/params.safetensors").read_bytes() == expected
+
+
 def test_when_it_is_measured() -> None:
     assert [s for s in range(1, 101) if is_measured(s, TrainConfig(steps=100))] == [17, 33, 50, 67, 83, 100]
     assert [s for s in range(1, 11) if is_measured(s, TrainConfig(steps=10, evaluate_every=4))] == [4, 8, 10]
@@ -253,6 +277,12 @@ def test_curves_are_drawn_while_it_trains(corpus: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(Saves, "save", saved)
     cli.run(["train", "--data", str(corpus), "--out", str(folder), *COLUMNS, *TINY, "--save-every", "1"])
     assert drawn == list(range(3, 13))
+
+
+def test_curves_of_steps_without_targets(tmp_path: Path) -> None:
+    """A marker may be so rare that the first evaluation comes before the first target."""
+    plot_training(tmp_path / "loss.png", [{"run": "a", "kind": "step", "step": 1, "loss": 0.0, "targets": 0}])
+    assert (tmp_path / "loss.png").exists()
 
 
 def test_tensorboard(corpus: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from time import perf_counter
 
 from ttr_fast.commands.options import loaded_backend
-from ttr_fast.training.loop import MetricsFile
+from ttr_fast.training.metrics import MetricsFile
 
 from .arms import LIMIT, Arm, print_table, save_plot, say, trained
 from .recipes import hawkes_arms, markov_arms

@@ -11,7 +11,8 @@ from numpy import ndarray
 from ttr_fast.data.batches import evaluation_batches
 from ttr_fast.data.sequences import EventSequences
 from ttr_fast.model import Backend
-from ttr_fast.training.loop import MetricsFile, train
+from ttr_fast.training.loop import train
+from ttr_fast.training.metrics import MetricsFile
 from ttr_ref.config import ModelConfig, TrainConfig
 from ttr_ref.model import ModelParams
 

@@ -91,7 +91,8 @@ def of_file(path: Path, columns: Columns, sort: bool, held_out: float) -> Datase
     assert unit is not None, "events have times"
     events = read_events(path, entity=c.entity, time=c.time, token=c.token, time_unit=unit, sort=sort)
     training, aside = split_by_entity(events, held_out)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return Dataset(training, aside, EventSource(c.entity, c.time, c.token, unit), events.vocabulary, None, len(events.vocabulary), digest, said)
 
 

@@ -40,8 +40,9 @@ class CorpusColumns:
 class Command:
     """Make a corpus of events or texts: a folder of shards with an index, for ttr train.
 
-    Files are JSON (an array), JSONL, CSV, each also .gz, or Parquet. Each is read once, memory does not grow with them, and a run that was
-    killed goes on from the files it had finished. The corpus appears whole or not at all, with the same bytes whatever the number of workers.
+    Files are JSON (an array), JSONL, CSV, each also .gz, or Parquet. Each is read once, memory does not grow with them, only with the
+    longest entity, and a run that was killed goes on from the files it had finished.
+    The corpus appears whole or not at all, with the same bytes whatever the number of workers.
 
     Events become a sequence for each entity, in order of time. Texts become one for each document or entity, each starting with its date.
 

@@ -11,7 +11,7 @@ from ttr_fast.data.dates import dates
 from ttr_fast.data.measures import TICK_SECONDS
 from ttr_fast.data.preprocess.tokens import prefixes
 from ttr_fast.data.sources.times import Clock, TimeUnit
-from ttr_fast.errors import UserError
+from ttr_fast.errors import UserError, quoted
 
 
 def prompts_of(given: Sequence[str], file: Path | None) -> list[str]:
@@ -21,11 +21,12 @@ def prompts_of(given: Sequence[str], file: Path | None) -> list[str]:
         raise UserError("--prompt is empty, expected a text to continue")
     if file is not None:
         try:
-            lines = file.read_text("utf-8").splitlines()
+            content = file.read_text("utf-8")
         except FileNotFoundError:
             raise UserError(f"{file}: there is no such file, expected one with a prompt a line") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{file}: byte {error.start + 1} is not UTF-8, expected text with a prompt a line") from None
+        lines = content.removesuffix("\n").split("\n") if content else []  # splitlines would cut at form feeds too
         if "" in lines:
             raise UserError(f"{file}:{lines.index('') + 1}: the line is empty, expected a text to continue")
         prompts += lines
@@ -49,6 +50,8 @@ def prompt_time(at: str | None, unit: TimeUnit | None) -> int | float:
         raise UserError(f"--at: {error}") from None
     assert clock.unit is not None
     exact = found * round(1 / TICK_SECONDS[unit]) / round(1 / TICK_SECONDS[clock.unit])
+    if not -(2**63) <= exact < 2**63:
+        raise UserError(f"--at: time {quoted(at)} in {unit}, the unit of this model, is beyond int64")
     return int(exact) if exact.denominator == 1 else float(exact)
 
 

@@ -4,7 +4,10 @@
     run.json        what resuming needs beside them: the data's SHA-256, and what computed
 """
 
+import fcntl
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -32,11 +35,24 @@ class Run(msgspec.Struct, frozen=True):
 
 def start_run(folder: Path, configuration: str, data: Dataset) -> None:
     """Make the folder; run.json comes last, so that a folder that has it has both."""
+    run = Run(data.sha256, versions(), git_describe())  # which takes a while, in which the folder is not there yet
     with told(folder):
         make_folder(folder)
     replace_file(folder / CONFIGURATION, configuration.encode())
-    run = Run(data.sha256, versions(), git_describe())
     replace_file(folder / RUN, msgspec.json.format(msgspec.json.encode(run), indent=2))
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within `with`, no other process trains in this folder: each would sweep away what the other is writing. Raises UserError if one does."""
+    with (folder / RUN).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process is training there") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def stored_run(folder: Path) -> Run:
@@ -60,8 +76,8 @@ def check_data(folder: Path, run: Run, path: Path, data: Dataset) -> None:
         print(f"what computes is not what it was, so the last bits may differ: {', '.join(sorted(changed))}", file=sys.stderr)
 
 
-def last_state(saves: Saves, expected: CheckpointConfig, metrics: MetricsFile) -> TrainState | None:
-    """Where a run goes on; None: from the beginning, since nothing was saved yet.
+def last_state(saves: Saves, expected: CheckpointConfig, metrics: MetricsFile, label: str) -> TrainState | None:
+    """Where a run goes on; None: from the beginning, since nothing was saved yet. label: of the run in its metrics.
 
     Raises UserError if no save is whole, or if it is of another model.
     """
@@ -74,4 +90,7 @@ def last_state(saves: Saves, expected: CheckpointConfig, metrics: MetricsFile) -
     if (config.model, config.train, config.vocabulary) != (expected.model, expected.train, expected.vocabulary):
         raise UserError(f"{saves.path(state.step)}: not a save of this run: its model, training or vocabulary differs")
     metrics.rewind(state.step)
+    nats = metrics.measured(label).get(state.step)
+    if nats is not None:  # the process may have been killed between saving and noting that it is the best
+        saves.best_with(state.step, nats)
     return state

@@ -12,7 +12,7 @@ from ttr_fast.commands.configuration import configuration_path, from_toml, to_to
 from ttr_fast.commands.dataset import HELD_OUT, Dataset, read_dataset
 from ttr_fast.commands.options import Columns, ModelOptions, check_unused, free_folder, loaded_backend
 from ttr_fast.commands.report import CurvePlots, Row, model_rows, save_plots, save_results, table
-from ttr_fast.commands.run_folder import CONFIGURATION, Run, check_data, last_state, start_run, stored_run
+from ttr_fast.commands.run_folder import CONFIGURATION, Run, alone, check_data, last_state, start_run, stored_run
 from ttr_fast.errors import UserError
 from ttr_fast.model import BackendName, check_usable
 from ttr_fast.training.baselines import count_baselines, log_normal_baseline
@@ -160,20 +160,21 @@ class Training:
     def run(self, going_on: bool) -> None:
         """Train to the end, or until a signal comes; then measure and save."""
         command, data = self.command, self.data
-        state = last_state(self.saves, self.saved, self.metrics) if going_on else None
         configuration = to_toml(command, NOT_STORED)
         print(f"{configuration}\n{data.describe()}", file=sys.stderr)
         if not going_on:
             start_run(self.folder, configuration, data)
-        self.backend = loaded_backend(command.backend)
-        state = train(
-            self.backend, data.training, data.held_out, self.config, command.train, self.metrics, command.label,
-            state, self.keep, command.save_every, self.after,
-        )  # fmt: skip
-        if state.step < command.train.steps and not is_stale(self.metrics, command.label, command.train):
-            print(f"stopped after step {state.step} of {command.train.steps}; to go on:  ttr train --resume {self.folder}")
-            return
-        self.finish(self.result(state))
+        with alone(self.folder):
+            state = last_state(self.saves, self.saved, self.metrics, command.label) if going_on else None
+            self.backend = loaded_backend(command.backend)
+            state = train(
+                self.backend, data.training, data.held_out, self.config, command.train, self.metrics, command.label,
+                state, self.keep, command.save_every, self.after,
+            )  # fmt: skip
+            if state.step < command.train.steps and not is_stale(self.metrics, command.label, command.train):
+                print(f"stopped after step {state.step} of {command.train.steps}; to go on:  ttr train --resume {self.folder}")
+                return
+            self.finish(self.result(state))
 
     def keep(self, state: TrainState, nats: float | None) -> None:
         """Save; where held-out nats were just measured, draw."""

@@ -44,7 +44,7 @@ def training_batch(events: Sequences, config: TrainConfig, step: int, after: Mar
         part = slice(start, start + size + 1)
         tokens.append(all_tokens[part])
         times.append(all_times[part])
-        targets.append(targets_of(all_tokens, after)[start : start + size])
+        targets.append(np.ones(size, bool) if after is None else targets_of(all_tokens, after)[start : start + size])
         starts.append(starts[-1] + size)
     row_borders = np.arange(0, places + 1, config.length)
     cu_seqlens = np.union1d(starts, row_borders)
@@ -97,11 +97,6 @@ def targets_of(tokens: Tokens, after: Marker | None) -> Bool[ndarray, "n_minus_1
         return np.maximum.accumulate(np.where(tokens[:-1] == token, np.arange(tokens.size - 1), -1))
 
     return last(after.token) > last(after.terminator) if after.terminator is not None else last(after.token) >= 0
-
-
-def steps_per_epoch(events: Sequences, config: TrainConfig) -> float:
-    """How many steps go once through the data."""
-    return float(np.maximum(events.lengths - 1, 0).sum()) / (config.rows * config.length)
 
 
 def evaluation_batches(events: Sequences, places: int = 4096, after: Marker | None = None) -> Iterator[Batch]:

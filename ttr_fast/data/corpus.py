@@ -7,8 +7,10 @@
 """
 
 import hashlib
+import resource
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -124,6 +126,7 @@ class Corpus(msgspec.Struct, frozen=True):
     def split(self, name: SplitName) -> CorpusSplit:
         """One of the three; it may be empty. Raises UserError if a shard of it is missing or damaged as far as opening shows it."""
         entries = self.index.splits[name].shards
+        _allow_more_files(len(entries))
         return CorpusSplit([open_shard(self.folder / entry.file, entry, self.index.time_dtype) for entry in entries])
 
     def tokenizer(self) -> TextTokenizer | None:
@@ -212,6 +215,15 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _allow_more_files(count: int) -> None:
+    """So many more may be open: a map keeps its file open, a large corpus has thousands, and a process may usually open 1024 unless it asks."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY:
+        wanted = soft + count if hard == resource.RLIM_INFINITY else min(soft + count, hard)
+        with suppress(ValueError, OSError):  # a system may have another limit still; what cannot be opened then is told
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _read_index(folder: Path) -> Index:

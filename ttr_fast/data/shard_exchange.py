@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 
 from ..durable import whole_folder, write_durably
-from ..errors import UserError
+from ..errors import UserError, quoted
 from .bincode import shard_from_bincode, shard_to_bincode
-from .corpus import SPLITS, Description, Index, open_corpus, read_description, read_file, split_entry, write_index
+from .corpus import SPLITS, TOKENIZER, VOCABULARY, Description, Index, open_corpus, read_description, read_file, split_entry, write_index
 from .shards import ShardEntry, verify_shard, write_shard
 
 DESCRIPTION, SUFFIX = "description.json", ".bincode"
@@ -46,10 +46,12 @@ def import_corpus(folder: Path, out: Path) -> Index:
     if not (folder / DESCRIPTION).is_file():
         raise UserError(f"{folder}: no shards to import, expected a folder with {DESCRIPTION} as ttr shards export makes it")
     description = read_description(folder / DESCRIPTION)
-    tokens_file = description.vocabulary.file
+    tokens_file, expected = description.vocabulary.file, VOCABULARY if description.kind == "events" else TOKENIZER
+    if tokens_file != expected:  # it may come from anyone, and is not to name a file anywhere else
+        raise UserError(f"{folder / DESCRIPTION}: the file of its tokens is {quoted(tokens_file)}, expected {quoted(expected)}")
     content = read_file(folder / tokens_file)
-    if hashlib.sha256(content).hexdigest() != description.vocabulary.sha256:
-        raise UserError(f"{folder / tokens_file}: its SHA-256 is not the one in {DESCRIPTION}")
+    if len(content) != description.vocabulary.bytes or hashlib.sha256(content).hexdigest() != description.vocabulary.sha256:
+        raise UserError(f"{folder / tokens_file}: its size or SHA-256 is not the one in {DESCRIPTION}")
     files = {name: sorted(folder.glob(f"{name}-*{SUFFIX}")) for name in SPLITS}
     if not any(files.values()):
         raise UserError(f"{folder}: there are no shards, expected files such as train-00000{SUFFIX}")

@@ -83,7 +83,7 @@ class EventSampler(TokenSampler):
     def time(self, state: ndarray, last: int | float, rng: np.random.Generator) -> int | float:
         """last + a gap drawn from the mixture: a component by its weight, then e^(μ + σ n) with n normal.
 
-        Raises UserError for a gap of more ticks than float64 counts one by one.
+        Raises UserError for a gap of more ticks than float64 counts one by one, or that ends beyond int64.
         """
         resolution = self.block.time.resolution
         mixture = mixture_of(state[None], self.head.mixture, resolution)
@@ -93,4 +93,7 @@ class EventSampler(TokenSampler):
         if not gap / resolution < COUNTED:
             raise UserError(f"the model drew a gap of {gap:g} to the next event, expected less than {COUNTED * resolution:g}: train it longer")
         ticks = max(1, round(gap / resolution)) * resolution
-        return last + (int(ticks) if isinstance(last, int) else ticks)
+        time = last + (int(ticks) if isinstance(last, int) else ticks)
+        if isinstance(time, int) and time >= 2**63:
+            raise UserError(f"the model drew a gap of {gap:g} to the next event, which ends beyond int64: train it longer")
+        return time

@@ -1,6 +1,6 @@
 """What a model has to beat: the tokens' frequencies, a bigram count model, a log-normal fitted to all gaps.
 
-The data are gone through once, some million events at a time, so that they may be larger than memory.
+Tokens are gone through some million at a time, so that they may be larger than memory; of the gaps, all logarithms are held.
 """
 
 import numpy as np
@@ -66,11 +66,12 @@ def counted_pairs(train: Sequences, size: int, after: Marker | None) -> tuple[nd
 def log_normal_baseline(train: Sequences, held_out: Sequences, resolution: float, after: Marker | None = None) -> tuple[float, float]:
     """(mean −ln p of the next gap, in the data's unit of time; median absolute error of the log-normal's median) fitted to all training gaps.
 
-    A gap of zero counts as half the resolution, as in the time head.
+    As in the time head, a gap of zero counts as half the resolution, and no density is narrower than the resolution: all gaps may be equal.
     """
     fitted, seen = (
         np.log(np.maximum(np.concatenate([part.gaps for part in transitions(events, after)]), resolution / 2)) for events in (train, held_out)
     )
-    mean, deviation = fitted.mean(), fitted.std()
+    mean = fitted.mean()
+    deviation = max(fitted.std(), resolution * np.exp(-mean))
     nats = seen + np.log(deviation) + 0.5 * np.log(2 * np.pi) + 0.5 * ((seen - mean) / deviation) ** 2
     return float(nats.mean()), float(np.median(np.abs(np.exp(seen) - np.exp(mean))))

@@ -60,9 +60,9 @@ def train(
     refresh = 0.1 if sys.stderr.isatty() else 20.0  # seconds; a log file need not hold every step
     # an overflow is what loss scaling waits for, and any other number that is no number is reported below
     bar = tqdm(total=config.steps, initial=state.step, desc=label, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=refresh)
-    stop, speed, stale = StopRequests(), Speed(), is_stale(metrics, label, config)
+    stop, speed, stale, stopping = StopRequests(), Speed(), is_stale(metrics, label, config), False
     with np.errstate(all="ignore"), bar, stop if keep else nullcontext():
-        while state.step < config.steps and not (stale or stop.wanted):
+        while state.step < config.steps and not (stale or stopping):
             start = time.perf_counter()
             batch = training_batch(events, config, state.step, after)
             state, report = train_step(backend, state, batch, model, config)
@@ -83,7 +83,8 @@ def train(
                 said = f"{found['tokens_per_second'] / 1000:.1f}k tokens/s, {found['model_gflops']:.3g} GFLOP/s of the model"
                 bar.write(f"{label}, step {state.step}: {nats:.4f} nats per held-out token, {said}", file=sys.stderr)
             due = nats is not None or state.step == config.steps or (save_every is not None and state.step % save_every == 0)
-            if keep and (due or stop.wanted):
+            stopping = stop.wanted  # looked at once: what comes after this would end the loop without a save
+            if keep and (due or stopping):
                 metrics.flush()
                 keep(state, nats)
     return state

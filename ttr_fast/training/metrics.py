@@ -57,11 +57,15 @@ class MetricsFile:
                 kept.append(line)
         replace_file(self.path, b"".join(kept))
 
-    def stale_evaluations(self, run: str) -> int:
-        """How many times held-out nats were measured since they were best: those of the token in the first order, which also choose the best save."""
+    def measured(self, run: str) -> dict[int, float]:
+        """Held-out nats of each step after which they were measured: those of the token in the first order, which also choose the best save."""
         nats: dict[int, float] = {}
         for record in self.read():
             if (record["run"], record["kind"]) == (run, "held_out"):
                 nats.setdefault(record["step"], record["token_nats"])
-        measured = list(nats.values())
+        return nats
+
+    def stale_evaluations(self, run: str) -> int:
+        """How many times held-out nats were measured since they were best."""
+        measured = list(self.measured(run).values())
         return len(measured) - 1 - measured.index(min(measured)) if measured else 0

@@ -70,12 +70,15 @@ def plot_training(path: Path, metrics: Sequence[dict[str, Any]]) -> None:
     runs = list(dict.fromkeys(m["run"] for m in metrics))
     figure, axes = new_figure(4.2 * len(runs), 3.8, len(runs))
     for axis, run in zip(axes, runs, strict=True):
-        step, loss = np.array([(m["step"], m["loss"]) for m in metrics if m["run"] == run and m["kind"] == "step" and m["targets"]]).T
+        axis.set(xlabel="step", title=run)
+        axis.tick_params(labelleft=True)
+        points = [(m["step"], m["loss"]) for m in metrics if m["run"] == run and m["kind"] == "step" and m["targets"]]
+        if not points:  # no step has had a target yet
+            continue
+        step, loss = np.array(points).T
         axis.plot(step, loss, alpha=0.3)
         width = min(20, loss.size)
         axis.plot(step[width - 1 :], np.convolve(loss, np.full(width, 1 / width), "valid"), color="C0")
-        axis.set(xlabel="step", title=run)
-        axis.tick_params(labelleft=True)
     axes[0].set_ylabel("training loss")
     save_figure(path, figure)
 

@@ -58,15 +58,20 @@ class Saves:
         path = self.path(state.step)
         full = msgspec.structs.replace(config, step=state.step, loss_scale=state.loss_scale, optimizer_steps=state.optimizer.steps)
         save_checkpoint(path, state.params, full, state.optimizer, self.tokenizer)
-        best = self.best()
-        if nats is not None and (best is None or nats < best.nats):
-            best = Best(state.step, nats)
-            replace_file(self.folder / BEST, msgspec.json.encode(best))
+        best = self.best() if nats is None else self.best_with(state.step, nats)
         for step in self.steps()[: -self.keep]:
             if best is None or step != best.step:
                 retire(self.path(step))
         sweep(self.folder)
         return path
+
+    def best_with(self, step: int, nats: float) -> Best:
+        """The best, now that a saved step is known to have these held-out nats. Raises UserError if the disk refuses."""
+        best = self.best()
+        if best is None or nats < best.nats:
+            best = Best(step, nats)
+            replace_file(self.folder / BEST, msgspec.json.encode(best))
+        return best
 
     def newest(self) -> tuple[TrainState, CheckpointConfig]:
         """The last state that is whole. Damaged ones after it are named on stderr and put aside: the run will come to their steps again.
