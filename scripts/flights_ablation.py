@@ -43,6 +43,7 @@ ARMS = {
 class Found(msgspec.Struct, frozen=True):
     """Held-out means of one run."""
 
+    steps: int
     token_nats: float
     time_nats_hours: float
     """Of a density per hour."""
@@ -62,7 +63,7 @@ def main() -> None:
     for seed in range(options.seeds):
         for name, arm in ARMS.items():
             folder = options.out / f"{name.replace(' ', '_')}-{seed}"
-            if not (folder / "found.json").exists():
+            if not is_there(folder / "found.json", options.steps):
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "metrics.jsonl").unlink(missing_ok=True)
                 config = TrainConfig(steps=options.steps, rows=8, length=512, learning_rate=5e-3, seed=seed)
@@ -70,11 +71,16 @@ def main() -> None:
                 state = train(backend, training, held_out, model, config, MetricsFile(folder / "metrics.jsonl"), f"{name}, seed {seed}")
                 (result,) = evaluate(backend, state.params, held_out, model)
                 assert result.time_nats is not None
-                content = Found(result.token_nats, result.time_nats - float(np.log(HOUR_SECONDS)))
+                content = Found(options.steps, result.token_nats, result.time_nats - float(np.log(HOUR_SECONDS)))
                 replace_file(folder / "found.json", msgspec.json.encode(content))
             found[name].append(msgspec.json.decode((folder / "found.json").read_bytes(), type=Found))
     print(table(found))
     plot(options.out / "ablation.png", found)
+
+
+def is_there(path: Path, steps: int) -> bool:
+    """Whether a run of so many steps is finished."""
+    return path.exists() and msgspec.json.decode(path.read_bytes(), type=Found).steps == steps
 
 
 def summary(values: Iterable[float]) -> tuple[float, float]:
@@ -95,7 +101,7 @@ def table(found: dict[str, list[Found]]) -> str:
 def plot(path: Path, found: dict[str, list[Found]]) -> None:
     """Every run as a point."""
     figure, axes = new_figure(10, 3.6, 2)
-    for axis, field, title in zip(axes, Found.__struct_fields__, ("next token", "next time (density per hour)"), strict=True):
+    for axis, field, title in zip(axes, Found.__struct_fields__[1:], ("next token", "next time (density per hour)"), strict=True):
         for row, (name, runs) in enumerate(found.items()):
             axis.plot([getattr(r, field) for r in runs], [row] * len(runs), "o", label=name)
         axis.set(xlabel="held-out nats per event", title=title, yticks=range(len(found)), yticklabels=list(found))

@@ -41,7 +41,8 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when NumPy is imported, which no line has done yet
     try:
         run(sys.argv[1:])
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed, as in `ttr … >&-`
+            sys.stdout.flush()
     except UserError as error:
         fail(str(error))
     except BrokenPipeError:  # the reader of our output has gone, as in `ttr … | head`

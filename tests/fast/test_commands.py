@@ -1,6 +1,7 @@
 """`ttr train` and `ttr generate` as a user calls them: what they leave behind, what they print, what they say of bad input."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from tests.fast.conftest import COLUMNS, SMALL, START, edited_copy
 from ttr_fast import cli
+from ttr_fast.commands.options import check_unused
 from ttr_fast.errors import UserError
 from ttr_fast.training.checkpoint import load_checkpoint, save_checkpoint
 from ttr_ref.tree import named_leaves, tree_map
@@ -169,3 +171,16 @@ def test_help_shows_examples(name: str, capsys: pytest.CaptureFixture[str]) -> N
         cli.run([name, "--help"])
     assert stopped.value.code == 0
     assert f"ttr {name} " in capsys.readouterr().out.split("Examples:")[1]
+
+
+def test_a_closed_output_is_no_traceback() -> None:
+    command = [sys.executable, "-c", "from ttr_fast.cli import main; main()", "--version"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, preexec_fn=lambda: os.close(1))
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+
+
+def test_what_a_run_left_at_its_very_start_goes(tmp_path: Path) -> None:
+    (tmp_path / ".tmp-x").mkdir()
+    check_unused(tmp_path)
+    assert not any(tmp_path.iterdir())

@@ -211,6 +211,10 @@ def test_sampling_options_reach_the_sampler(chat: Path, capsys: pytest.CaptureFi
     assert printed(capsys, *call, "--seed", "1") != printed(capsys, *call)
 
 
+def test_a_prompt_that_is_not_utf8(chat: Path) -> None:
+    assert refused(chat, "--prompt", "\udcff") == "--prompt is not UTF-8, expected a text to continue"
+
+
 def test_times_of_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 1_700_000_000.5)
     date = "2023-11-14T22:13:20.5Z"

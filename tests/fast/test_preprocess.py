@@ -298,13 +298,25 @@ def test_the_history_of_a_repository(tmp_path: Path) -> None:
     }
 
 
+def test_no_file_at_all(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing to read: name one file or more"):
+        cli.run(["preprocess", "--out", str(tmp_path / "out")])
+
+
+def test_a_wrong_unit_is_told_with_its_place(tmp_path: Path) -> None:
+    file = events_file(tmp_path / "a.jsonl", some_events(1, rows=20))
+    with pytest.raises(UserError, match=r"none of its records is good.*a.jsonl:1:.*looks like seconds, expected UNIX milliseconds"):
+        cli.run(["preprocess", str(file), "--time-unit", "ms", "--out", str(tmp_path / "out")])
+
+
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "overlap": (["--overlap", "3"], "--overlap must be at least 0 and below --length, got 3"),
     "length": (["--length", "0"], "--length must be at least 1, got 0"),
     "gap": (["--gap", "-1"], "--gap must be a number of seconds"),
     "split": (["--split", "0.5", "0.1", "0.1"], "--split is 0.5 0.1 0.1, expected three shares"),
     "nothing to train on": (["--split", "1e-9", "0.999999999", "0"], "--split leaves nothing for training"),
-    "workers": (["--workers", "0"], "must be at least 1"),
+    "workers": (["--workers", "0"], "--workers must be at least 1, got 0"),
+    "a folder": (["."], r"^\.: this is a folder, expected a file to read"),
     "twice": (["A"], "a file is named twice"),
     "missing": (["nowhere.csv"], "nowhere.csv: there is no such file"),
     "both": (["--columns.text", "t", "--columns.token", "k"], "expected one kind"),

@@ -270,7 +270,7 @@ def test_a_header_after_blocks_of_blank_lines():
 
 
 def test_no_good_record():
-    with pytest.raises(UserError, match="e.jsonl: none of its records is good, expected one at least"):
+    with pytest.raises(UserError, match="e.jsonl: none of its records is good, expected one at least; the first: e.jsonl:1"):
         read("{}\n{}\n", "e.jsonl", problems=Problems("skip", max_bad=2))
 
 

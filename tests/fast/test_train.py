@@ -128,6 +128,20 @@ OPTIONS = {
 }
 
 
+def test_a_damaged_corpus_is_neither_trained_on_nor_evaluated(corpus: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    cli.run(["preprocess", str(corpus), "--out", str(folder), *COLUMNS])
+    cli.run(["train", "--data", str(folder), "--out", str(tmp_path / "before"), *TINY])
+    shard = folder / "train-00000.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    for command in (["train", "--out", str(tmp_path / "run"), *TINY], ["eval", str(tmp_path / "before" / "checkpoint"), "--split", "train"]):
+        with pytest.raises(UserError, match="train-00000.safetensors: damaged: its SHA-256 is"):
+            cli.run([*command, "--data", str(folder)])
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture(scope="module")
 def plain(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The steps of a run without any of them."""

@@ -40,7 +40,7 @@ def run(reader: str, count: int, seed: int, folder: Path) -> Counter[str]:
             if number == WARM:
                 before = memory()
             elif number % OFTEN == 0 and number > WARM and memory() > before + PEAK:
-                raise AssertionError(f"memory grew by {(memory() - before) >> 20} MiB in the last {OFTEN} files, expected at most {PEAK >> 20}")
+                raise AssertionError(f"memory grew by {(memory() - before) >> 20} MiB since file {WARM}, expected at most {PEAK >> 20}")
         except Exception as error:
             kept = Path(tempfile.gettempdir()) / f"harmful-{seed}-{number}.{reader}"
             kept.write_bytes(path.read_bytes())

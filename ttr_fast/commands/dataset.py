@@ -98,7 +98,7 @@ def of_file(path: Path, columns: Columns, sort: bool, held_out: float) -> Datase
 
 def of_corpus(path: Path, corpus: Corpus) -> Dataset:
     """Its train and valid; test stays unseen."""
-    training, valid, fields = corpus.split("train"), corpus.split("valid"), corpus.index.source
+    training, valid, fields = corpus.split("train", verify=True), corpus.split("valid", verify=True), corpus.index.source
     for name, side in (("train", training), ("valid", valid)):
         if side.n_sequences == 0:
             raise UserError(f"{path}: its split {name} is empty, expected sequences to {name if name == 'train' else 'measure on'}")

@@ -117,7 +117,7 @@ class Command:
             raise UserError(f"{self.data}: its tokens are not those of {self.checkpoint}, expected a corpus made with the same ones")
         if corpus.time_unit != saved.source.time_unit:
             raise UserError(f"{self.data}: its times are in {corpus.time_unit}, expected {saved.source.time_unit} as those of {self.checkpoint}")
-        return Known(corpus.split(split), corpus.split("train"), f"{self.data}, split {split}")
+        return Known(corpus.split(split, verify=True), corpus.split("train", verify=True), f"{self.data}, split {split}")
 
 
 def marker_of(saved: CheckpointConfig, tokenizer: TextTokenizer | None) -> Marker | None:

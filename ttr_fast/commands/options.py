@@ -7,7 +7,7 @@ from typing import Literal
 
 from ttr_fast.data.sequences import EventSequences
 from ttr_fast.data.sources.times import TimeUnit
-from ttr_fast.durable import TEMPORARY
+from ttr_fast.durable import TEMPORARY, sweep
 from ttr_fast.errors import UserError
 from ttr_fast.model import Backend, BackendName, load_backend
 from ttr_ref.config import BiasKind, BlockConfig, DropoutConfig, ModelConfig, RopeKind, TimeConfig, TimeHeadConfig, TimeHeadOrder
@@ -93,10 +93,11 @@ def loaded_backend(name: BackendName) -> Backend:
 def check_unused(folder: Path) -> Path:
     """The folder for a new run. Raises UserError if something is there already: nothing is ever overwritten.
 
-    What a run left that was killed at its very start does not count.
+    What a run left that was killed at its very start goes.
     """
     if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(TEMPORARY) for path in folder.iterdir())):
         raise UserError(f"{folder}: there is something already; name another folder with --out")
+    sweep(folder)
     return folder
 
 

@@ -107,12 +107,15 @@ class Command:
         """Plan, read, write."""
         sweep_work_of(self.out)
         check_unused(self.out)
-        if self.workers < 1 or self.shard_tokens < 1 or self.min_count < 1 or self.vocab_size < 1 or self.max_bad < 0:
-            raise UserError("--workers, --shard-tokens, --min-count and --vocab-size must be at least 1, --max-bad at least 0")
+        for name, least in (("workers", 1), ("shard_tokens", 1), ("min_count", 1), ("vocab_size", 1), ("max_bad", 0)):
+            if (value := getattr(self, name)) < least:
+                raise UserError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+        if not self.files:
+            raise UserError("nothing to read: name one file or more, as in  ttr preprocess events.csv --out corpus")
         paths = tuple(sorted(str(path) for path in self.files))
         for path in paths:
             if not Path(path).is_file():
-                raise UserError(f"{path}: there is no such file")
+                raise UserError(f"{path}: {'this is a folder' if Path(path).is_dir() else 'there is no such file'}, expected a file to read")
         if len({Path(path).resolve() for path in paths}) < len(paths):
             raise UserError("a file is named twice, expected each once")
         kind = self._kind(paths[0])

@@ -19,6 +19,8 @@ def prompts_of(given: Sequence[str], file: Path | None) -> list[str]:
     prompts = list(given)
     if "" in prompts:
         raise UserError("--prompt is empty, expected a text to continue")
+    if any("\udc80" <= c <= "\udcff" for prompt in prompts for c in prompt):  # how Python hands over bytes that are not UTF-8
+        raise UserError("--prompt is not UTF-8, expected a text to continue")
     if file is not None:
         try:
             content = file.read_text("utf-8")

@@ -43,7 +43,7 @@ class VerifyOptions:
         from tqdm import tqdm
 
         shards = sum(len(split.shards) for split in open_corpus(self.corpus).index.splits.values())
-        size = sum(entry.bytes for entry in tqdm(verify_corpus(self.corpus), "verify", shards, leave=False, unit="shard"))
+        size = sum(entry.bytes for entry in tqdm(verify_corpus(self.corpus), "verify", shards, leave=False, unit="shard", disable=None))
         print(f"{self.corpus}: whole, {shards} shards of {size:,} bytes")
 
 

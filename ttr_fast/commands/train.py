@@ -187,7 +187,11 @@ class Training:
         best = self.saves.best()
         if self.command.train.patience is None or best is None:
             return last
-        return load_state(self.saves.path(best.step))[0]
+        try:
+            return load_state(self.saves.path(best.step))[0]
+        except UserError as error:
+            print(f"{error}; taking the last state instead of the best", file=sys.stderr)
+            return last
 
     def finish(self, state: TrainState) -> None:
         """The checkpoint, what it is worth, the plots."""

@@ -123,9 +123,15 @@ class Corpus(msgspec.Struct, frozen=True):
     index: Index
     vocabulary: tuple[str, ...]
 
-    def split(self, name: SplitName) -> CorpusSplit:
-        """One of the three; it may be empty. Raises UserError if a shard of it is missing or damaged as far as opening shows it."""
+    def split(self, name: SplitName, verify: bool = False) -> CorpusSplit:
+        """One of the three; it may be empty. verify: read every byte first.
+
+        Raises UserError if a shard of it is missing or damaged as far as opening, or reading, shows it.
+        """
         entries = self.index.splits[name].shards
+        if verify:
+            for entry in entries:
+                verify_shard(self.folder / entry.file, entry, self.index.time_dtype)
         _allow_more_files(len(entries))
         return CorpusSplit([open_shard(self.folder / entry.file, entry, self.index.time_dtype) for entry in entries])
 

@@ -88,8 +88,7 @@ def scores(
 
     parts: dict[TimeHeadOrder, Parts] = {}
     rng = np.random.default_rng(seed)
-    refresh = 0.1 if sys.stderr.isatty() else 20.0  # seconds; a log file need not hold every batch
-    with tqdm(total=int(np.maximum(events.lengths - 1, 0).sum()), desc="evaluating", unit="event", file=sys.stderr, mininterval=refresh) as bar:
+    with tqdm(total=int(np.maximum(events.lengths - 1, 0).sum()), desc="evaluating", unit="event", file=sys.stderr, disable=None) as bar:
         for batch in evaluation_batches(events, after=after):
             tick = config.block.time.resolution if batch.next_times.dtype == np.int64 else None
             for prediction in backend.predict(params, batch, config, True):

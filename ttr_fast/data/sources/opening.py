@@ -88,6 +88,7 @@ class _Source(Generic[Piece]):
         with opened(path) as stored:
             self.size = os.fstat(stored.fileno()).st_size
         self.waiting: list[Piece] = []
+        self.first_fault: Fault | None = None
         self.remaining: Iterator[Piece] = self._checked(rows)
         for chunk in self.remaining:
             self.waiting.append(chunk)
@@ -95,7 +96,8 @@ class _Source(Generic[Piece]):
                 self.time_unit: TimeUnit | None = None if chunk.times is None else clock.unit
                 break
         else:
-            raise UserError(f"{path}: none of its records is good, expected one at least")
+            first = "" if self.first_fault is None else f"; the first: {self.first_fault.where}: {self.first_fault.reason}"
+            raise UserError(f"{path}: none of its records is good, expected one at least{first}")
 
     def chunks(self) -> Iterator[Piece]:
         """All records, once."""
@@ -107,5 +109,6 @@ class _Source(Generic[Piece]):
         for block in rows:
             chunk, faults = self.check(block)
             for fault in faults:
+                self.first_fault = self.first_fault or fault
                 self.problems.report(fault.where, fault.reason, fault.record)
             yield chunk
