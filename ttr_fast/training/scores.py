@@ -77,7 +77,7 @@ class Parts:
         if self.pit:
             values = np.concatenate(self.pit)
             error = float(np.median(np.concatenate(self.error)))
-            time = TimeScores(float(np.concatenate(self.time_nats).mean()), error, histogram(values), distance_from_uniform(values))
+            time = TimeScores(float(np.concatenate(self.time_nats).mean(dtype=np.float64)), error, histogram(values), distance_from_uniform(values))
         calibration = reliability(np.exp(-top.astype(np.float64)), rank == 1)
         mean = float(nats.mean(dtype=np.float64))
         return Scores(order, rank.size, mean, float((rank == 1).mean()), float((rank <= TOP).mean()), float((1 / rank).mean()), calibration, time)
