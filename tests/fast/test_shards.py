@@ -250,6 +250,30 @@ def test_export_and_import_give_the_same_bytes(folder: Path, tmp_path: Path, cap
         cli.run(["shards", "export", str(folder), "--out", str(tmp_path / "rust")])
 
 
+def test_shards_are_imported_in_the_order_of_their_numbers(folder: Path, tmp_path: Path) -> None:
+    """A program that writes no zeros before them means 2 before 10."""
+    cli.run(["shards", "export", str(folder), "--out", str(tmp_path / "rust")])
+    for name in ("train-10", "train-2"):
+        (tmp_path / "rust" / f"{name}.bincode").write_bytes((tmp_path / "rust" / "train-00000.bincode").read_bytes())
+    cli.run(["shards", "import", str(tmp_path / "rust"), "--out", str(tmp_path / "again")])
+    names = [entry.file for entry in open_corpus(tmp_path / "again").index.splits["train"].shards]
+    assert names.index("train-2.safetensors") < names.index("train-10.safetensors")
+    assert verify(tmp_path / "again")
+
+
+def test_a_tokenizer_of_another_size_is_not_imported(tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text("".join(f'{{"text": "text number {n}", "time": {START + n}}}\n' for n in range(40)))
+    cli.run(["preprocess", str(tmp_path / "texts.jsonl"), "--out", str(tmp_path / "corpus"), "--workers", "1", "--vocab-size", "300"])
+    cli.run(["shards", "export", str(tmp_path / "corpus"), "--out", str(tmp_path / "rust")])
+    size = open_corpus(tmp_path / "corpus").vocabulary_size
+    described(tmp_path / "rust", "size", size + 1)
+    with pytest.raises(UserError, match=rf"tokenizer\.json: {size} tokens, expected {size + 1} as description\.json says"):
+        cli.run(["shards", "import", str(tmp_path / "rust"), "--out", str(tmp_path / "again")])
+    rewritten(lambda index: index["vocabulary"].update(size=size + 1))(tmp_path / "corpus")
+    with pytest.raises(UserError, match=rf"tokenizer\.json: {size} tokens, expected {size + 1} as index\.json says"):
+        verify(tmp_path / "corpus")
+
+
 def described(folder: Path, field: str, value: object) -> None:
     """description.json says something else of the vocabulary."""
     description = json.loads((folder / "description.json").read_bytes())
@@ -263,6 +287,9 @@ BAD_IMPORTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no shards": (lambda f: [path.unlink() for path in f.glob("*.bincode")], "there are no shards, expected files such as train-00000.bincode"),
     "vocabulary": (lambda f: (f / "vocabulary.json").write_bytes(b"[]"), "vocabulary.json: its size or SHA-256 is not the one in description.json"),
     "size of the vocabulary": (lambda f: described(f, "bytes", 7), "vocabulary.json: its size or SHA-256 is not the one in description.json"),
+    "number of tokens": (lambda f: described(f, "size", 5), "vocabulary.json: 4 tokens, expected 5 as description.json says"),
+    "no number": (lambda f: (f / "train-00000.bincode").rename(f / "train-last.bincode"),
+        "train-last.bincode: no number follows the name of the split, expected one as in train-00000.bincode"),
     "a file elsewhere": (lambda f: described(f, "file", "../vocabulary.json"),
         "description.json: the file of its tokens is '../vocabulary.json', expected 'vocabulary.json'"),
     "token": (lambda f: (f / "test-00000.bincode").write_bytes(

@@ -146,10 +146,12 @@ class Corpus(msgspec.Struct, frozen=True):
         return CorpusSplit(self.folder, entries, self.index.time_dtype)
 
     def tokenizer(self) -> TextTokenizer | None:
-        """That of texts; None for events. Raises UserError if its library is not installed."""
+        """That of texts; None for events. Raises UserError if its library is not installed, or it has not the size that the index says."""
         if self.index.kind == "events":
             return None
-        return TextTokenizer.from_json(_checked(self.folder, self.index.vocabulary))
+        tokenizer = read_tokenizer(self.folder / TOKENIZER, _checked(self.folder, self.index.vocabulary))
+        check_size(self.folder / TOKENIZER, tokenizer.size, self.index.vocabulary.size, INDEX)
+        return tokenizer
 
     @property
     def vocabulary_size(self) -> int:
@@ -170,8 +172,8 @@ def open_corpus(folder: Path) -> Corpus:
     index = _read_index(folder)
     content = _checked(folder, index.vocabulary)
     vocabulary = tuple(entry.token for entry in read_vocabulary(folder / VOCABULARY, content)) if index.kind == "events" else ()
-    if index.kind == "events" and len(vocabulary) != index.vocabulary.size:
-        raise UserError(f"{folder / VOCABULARY}: {len(vocabulary)} tokens, expected {index.vocabulary.size} as {INDEX} says")
+    if index.kind == "events":
+        check_size(folder / VOCABULARY, len(vocabulary), index.vocabulary.size, INDEX)
     return Corpus(folder, index, vocabulary)
 
 
@@ -213,6 +215,20 @@ def read_vocabulary(path: Path, content: bytes) -> list[Counted]:
     if len({entry.token for entry in entries}) < len(entries):
         raise UserError(f"{path}: not a vocabulary, a token is there twice")
     return entries
+
+
+def read_tokenizer(path: Path, content: bytes) -> TextTokenizer:
+    """The contents of a tokenizer.json. Raises UserError if it is something else, or its library is not installed."""
+    try:
+        return TextTokenizer.from_json(content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def check_size(path: Path, found: int, expected: int, said_by: str) -> None:
+    """Raises UserError if a vocabulary or tokenizer has not as many tokens as another file says: a model is made for so many."""
+    if found != expected:
+        raise UserError(f"{path}: {found} tokens, expected {expected} as {said_by} says")
 
 
 def read_description(path: Path) -> Description:
