@@ -1,6 +1,9 @@
 """Shards and their index: what was written comes back, as views; a flipped bit anywhere is noticed; `ttr shards`."""
 
+import errno
+import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -147,6 +150,18 @@ def test_a_flipped_bit_elsewhere_is_noticed_when_it_is_verified(folder: Path, tm
                 verify(broken)
         path.write_bytes(content)
     assert len(verify(broken)) == sum(len(split.shards) for split in open_corpus(broken).index.splits.values())
+
+
+def test_a_shard_that_cannot_be_read_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the folder that is being written."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(hashlib, "file_digest", refuse)
+    with pytest.raises(UserError, match=re.escape(f"{folder / 'train-00000.safetensors'}: cannot be read: Input/output error")):
+        cli.run(["shards", "export", str(folder), "--out", str(tmp_path / "rust")])
+    assert list(tmp_path.iterdir()) == []
 
 
 def rewritten(change: Callable[[dict], object]) -> Callable[[Path], object]:
