@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import given, strategies as st
 
-from ttr_fast.data.batches import Marker, evaluation_batches, targets_of, training_batch, transitions
+from ttr_fast.data.batches import Marker, TrainingBatches, evaluation_batches, targets_of, transitions
 from ttr_fast.data.sequences import EventSequences
 from ttr_ref.config import TrainConfig
 
@@ -21,12 +21,13 @@ LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=8).filter(lambda leng
 
 @given(lengths=LENGTHS, rows=st.integers(1, 3), length=st.integers(1, 7), seed=st.integers(0, 99))
 def test_an_epoch_holds_every_transition_once(lengths: list[int], rows: int, length: int, seed: int) -> None:
-    events, config = made_of(lengths), TrainConfig(rows=rows, length=length, seed=seed)
+    events = made_of(lengths)
+    batches = TrainingBatches(events, TrainConfig(rows=rows, length=length, seed=seed))
     targets = sum(lengths) - len(lengths)
     seen: list[int] = []
     step = 0
     while len(seen) < 2 * targets:
-        batch = training_batch(events, config, step)
+        batch = batches.at(step)
         assert batch.is_target.all()
         np.testing.assert_array_equal(batch.next_tokens, batch.tokens + 1)
         np.testing.assert_array_equal(batch.next_times, 10 * batch.next_tokens)
@@ -41,7 +42,7 @@ def test_an_epoch_holds_every_transition_once(lengths: list[int], rows: int, len
 @given(lengths=LENGTHS, rows=st.integers(1, 3), length=st.integers(1, 7), step=st.integers(0, 5))
 def test_documents_are_runs_of_one_sequence(lengths: list[int], rows: int, length: int, step: int) -> None:
     """Neighbouring places share a document exactly when the second follows the first in the same row, and positions count from its start."""
-    batch = training_batch(made_of(lengths), TrainConfig(rows=rows, length=length), step)
+    batch = TrainingBatches(made_of(lengths), TrainConfig(rows=rows, length=length)).at(step)
     for tokens, document, position in zip(batch.tokens, batch.at.document, batch.at.position, strict=True):
         assert position[0] == 0
         same = np.diff(document) == 0
@@ -53,7 +54,7 @@ def test_order_changes_with_seed_and_epoch_and_not_otherwise() -> None:
     events = made_of([4] * 12)
 
     def order(seed: int, step: int) -> list[int]:
-        return training_batch(events, TrainConfig(rows=3, length=12, seed=seed), step).tokens.ravel().tolist()
+        return TrainingBatches(events, TrainConfig(rows=3, length=12, seed=seed)).at(step).tokens.ravel().tolist()
 
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(1, 0)
@@ -79,9 +80,18 @@ DRAWN = [[4, 5, 6, 7, 0, 1], [11, 12, 13, 9, 9, 0], [1, 4, 5, 6, 7, 11], [12, 13
 
 def test_batches_are_what_they_were() -> None:
     """A run that was saved goes on with the same order in every later version: tokens of five steps, written down when they were first drawn."""
-    events, config = made_of([3, 1, 5, 2, 4]), TrainConfig(rows=2, length=3, seed=7)
-    drawn = [training_batch(events, config, step).tokens.ravel().tolist() for step in range(5)]
+    batches = TrainingBatches(made_of([3, 1, 5, 2, 4]), TrainConfig(rows=2, length=3, seed=7))
+    drawn = [batches.at(step).tokens.ravel().tolist() for step in range(5)]
     assert drawn == DRAWN
+    assert [batches.at(step).tokens.ravel().tolist() for step in (4, 0, 2)] == [DRAWN[step] for step in (4, 0, 2)]
+
+
+def test_an_epoch_is_laid_out_once() -> None:
+    """Its order and ends are not made again in each of its steps."""
+    batches = TrainingBatches(made_of([5] * 10), TrainConfig(rows=1, length=4))
+    for step in range(15):  # ten steps are one epoch
+        batches.at(step)
+    assert (batches.epoch.cache_info().misses, batches.epoch.cache_info().hits) == (2, 13)
 
 
 class Mapped:
@@ -102,7 +112,7 @@ def test_a_mapped_corpus_gives_the_same_batches(lengths: list[int], step: int) -
     """And a step reads the sequences it needs, no others."""
     events, config = made_of(lengths), TrainConfig(rows=2, length=4)
     mapped = Mapped(events)
-    ours, theirs = training_batch(mapped, config, step), training_batch(events, config, step)
+    ours, theirs = TrainingBatches(mapped, config).at(step), TrainingBatches(events, config).at(step)
     assert mapped.asked <= 8
     for a, b in zip((*ours, *ours.at), (*theirs, *theirs.at), strict=True):
         assert isinstance(a, tuple) or (a.dtype == b.dtype and a.tobytes() == b.tobytes())
@@ -134,7 +144,7 @@ def test_targets_stand_between_the_marker_and_the_terminator(text: str) -> None:
 def test_masked_batches() -> None:
     """Training keeps every place but predicts only what is wanted, also where a row begins inside an answer; evaluation leaves out what has none."""
     events = marked("ab>ca.bb>a.")
-    wanted = [training_batch(events, TrainConfig(rows=1, length=5), step, AFTER).is_target[0] for step in range(2)]
+    wanted = [TrainingBatches(events, TrainConfig(rows=1, length=5), AFTER).at(step).is_target[0] for step in range(2)]
     assert "".join("-x"[int(w)] for w in np.concatenate(wanted)) == "--xxx---xx"
     assert [b.is_target.sum() for b in evaluation_batches(events, after=AFTER)] == [5]
     assert list(evaluation_batches(marked("abc"), after=AFTER)) == []

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import shutil
 import subprocess
 from collections import defaultdict
 from itertools import chain
@@ -137,6 +138,36 @@ def test_a_changed_file_is_read_again_and_the_others_are_not(
     assert paths == [str(b)]
     preprocess(a, b, out=tmp_path / "again")
     assert contents(tmp_path / "out") == contents(tmp_path / "again")
+
+
+@pytest.mark.parametrize("pattern", ["part-*/part.json", "part-*/rows.bin", "tokens-*.json", "shards-*/done.json", "bad-*.jsonl"])
+def test_what_cannot_be_read_again_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], pattern: str
+) -> None:
+    """Not the corpus, which nobody has written to; and where the same command cannot go on, that is not promised."""
+    from ttr_fast.data.preprocess import make
+
+    path = events_file(tmp_path / "a.jsonl", some_events(1))
+    path.write_text(path.read_text() + "{}\n")
+    arguments = ["preprocess", str(path), "--out", str(tmp_path / "out"), "--workers", "1", "--on-error", "quarantine"]
+    with monkeypatch.context() as patch:
+        patch.setattr(make, "write_index", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            cli.run(arguments)
+    (work,) = tmp_path.glob(".tmp-*")
+    assert f"what is finished stays in {work}: the same command goes on from there" in capsys.readouterr().err
+    if pattern.endswith("rows.bin"):
+        for folder in work.glob("shards-*"):  # it is not read again otherwise
+            shutil.rmtree(folder)
+    (found,) = work.glob(pattern)
+    found.unlink()
+    found.mkdir()
+    with pytest.raises(UserError) as caught:
+        cli.run(arguments)
+    assert str(caught.value) == f"{found}: cannot be read: Is a directory"
+    said = capsys.readouterr().err
+    assert f"what is finished stays in {work}: the command, once that is mended, goes on from there" in said
+    assert "same command" not in said
 
 
 def interrupt(*_: Any) -> None:

@@ -23,6 +23,14 @@ def test_time_borders_are_order_statistics(times: list[int], shares: tuple[int, 
         assert border == (None if rank == values.size else np.sort(values)[rank])
 
 
+@given(first=st.integers(0, 100), second=st.integers(0, 100))
+def test_a_share_in_hundredths_of_a_hundred_is_exact(first: int, second: int) -> None:
+    """Though 0.29 · 100 and (0.7 + 0.2) · 100 are less than 29 and 90 in float64."""
+    second = min(second, 100 - first)
+    found = time_borders(lambda: [np.arange(100)], 100, (first / 100, second / 100, (100 - first - second) / 100), float_times=False)
+    assert found == tuple(None if rank == 100 else rank for rank in (first, first + second))
+
+
 def plain_hash(name: str) -> int:
     """As hashing.py says, in Python's integers."""
     content, most = name.encode(), 2**64

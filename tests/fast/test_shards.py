@@ -1,6 +1,9 @@
 """Shards and their index: what was written comes back, as views; a flipped bit anywhere is noticed; `ttr shards`."""
 
+import errno
+import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -108,7 +111,7 @@ def test_a_corpus_may_have_more_shards_than_files_may_be_open(folder: Path) -> N
 
 
 def test_a_split_may_be_empty() -> None:
-    empty = CorpusSplit([])
+    empty = CorpusSplit(Path(), [], "int64")
     assert (empty.n_sequences, empty.n_tokens, empty.lengths.tolist()) == (0, 0, [])
 
 
@@ -149,6 +152,18 @@ def test_a_flipped_bit_elsewhere_is_noticed_when_it_is_verified(folder: Path, tm
     assert len(verify(broken)) == sum(len(split.shards) for split in open_corpus(broken).index.splits.values())
 
 
+def test_a_shard_that_cannot_be_read_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the folder that is being written."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(hashlib, "file_digest", refuse)
+    with pytest.raises(UserError, match=re.escape(f"{folder / 'train-00000.safetensors'}: cannot be read: Input/output error")):
+        cli.run(["shards", "export", str(folder), "--out", str(tmp_path / "rust")])
+    assert list(tmp_path.iterdir()) == []
+
+
 def rewritten(change: Callable[[dict], object]) -> Callable[[Path], object]:
     """Change the index, with its checksum."""
 
@@ -177,6 +192,24 @@ def backwards(folder: Path) -> None:
     train = index.splits["train"]
     shards = (entry, *train.shards[1:])
     write_index(folder, msgspec.structs.replace(index, splits=index.splits | {"train": msgspec.structs.replace(train, shards=shards)}))
+
+
+def test_a_token_beyond_the_others_is_told_before_a_model_sees_it(folder: Path, tmp_path: Path) -> None:
+    """A flipped bit in the middle of a shard, which opening does not show: whoever trains reads of the shard, not of an embedding."""
+    broken = copied(folder, tmp_path / "broken")
+    (entry, *_) = open_corpus(folder).index.splits["train"].shards
+    content = bytearray((broken / entry.file).read_bytes())
+    content[-4 * (entry.tokens // 2) + 1] ^= 1
+    (broken / entry.file).write_bytes(content)
+    split = open_corpus(broken).split("train")
+    sentence = rf"{entry.file}: damaged: its largest token is 25[6-9], expected 3 as index\.json says; ttr shards verify reads all of a corpus"
+    for _ in range(2):
+        with pytest.raises(UserError, match=sentence):
+            split.sequence(0)
+    split.sequence(split.n_sequences - 1)
+    with pytest.raises(UserError, match=sentence):
+        cli.run(["train", "--data", str(broken), "--out", str(tmp_path / "run"), "--train.steps", "1", "--backend", "reference"])
+    assert not (tmp_path / "run").exists()
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -232,6 +265,30 @@ def test_export_and_import_give_the_same_bytes(folder: Path, tmp_path: Path, cap
         cli.run(["shards", "export", str(folder), "--out", str(tmp_path / "rust")])
 
 
+def test_shards_are_imported_in_the_order_of_their_numbers(folder: Path, tmp_path: Path) -> None:
+    """A program that writes no zeros before them means 2 before 10."""
+    cli.run(["shards", "export", str(folder), "--out", str(tmp_path / "rust")])
+    for name in ("train-10", "train-2"):
+        (tmp_path / "rust" / f"{name}.bincode").write_bytes((tmp_path / "rust" / "train-00000.bincode").read_bytes())
+    cli.run(["shards", "import", str(tmp_path / "rust"), "--out", str(tmp_path / "again")])
+    names = [entry.file for entry in open_corpus(tmp_path / "again").index.splits["train"].shards]
+    assert names.index("train-2.safetensors") < names.index("train-10.safetensors")
+    assert verify(tmp_path / "again")
+
+
+def test_a_tokenizer_of_another_size_is_not_imported(tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text("".join(f'{{"text": "text number {n}", "time": {START + n}}}\n' for n in range(40)))
+    cli.run(["preprocess", str(tmp_path / "texts.jsonl"), "--out", str(tmp_path / "corpus"), "--workers", "1", "--vocab-size", "300"])
+    cli.run(["shards", "export", str(tmp_path / "corpus"), "--out", str(tmp_path / "rust")])
+    size = open_corpus(tmp_path / "corpus").vocabulary_size
+    described(tmp_path / "rust", "size", size + 1)
+    with pytest.raises(UserError, match=rf"tokenizer\.json: {size} tokens, expected {size + 1} as description\.json says"):
+        cli.run(["shards", "import", str(tmp_path / "rust"), "--out", str(tmp_path / "again")])
+    rewritten(lambda index: index["vocabulary"].update(size=size + 1))(tmp_path / "corpus")
+    with pytest.raises(UserError, match=rf"tokenizer\.json: {size} tokens, expected {size + 1} as index\.json says"):
+        verify(tmp_path / "corpus")
+
+
 def described(folder: Path, field: str, value: object) -> None:
     """description.json says something else of the vocabulary."""
     description = json.loads((folder / "description.json").read_bytes())
@@ -245,6 +302,9 @@ BAD_IMPORTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no shards": (lambda f: [path.unlink() for path in f.glob("*.bincode")], "there are no shards, expected files such as train-00000.bincode"),
     "vocabulary": (lambda f: (f / "vocabulary.json").write_bytes(b"[]"), "vocabulary.json: its size or SHA-256 is not the one in description.json"),
     "size of the vocabulary": (lambda f: described(f, "bytes", 7), "vocabulary.json: its size or SHA-256 is not the one in description.json"),
+    "number of tokens": (lambda f: described(f, "size", 5), "vocabulary.json: 4 tokens, expected 5 as description.json says"),
+    "no number": (lambda f: (f / "train-00000.bincode").rename(f / "train-last.bincode"),
+        "train-last.bincode: no number follows the name of the split, expected one as in train-00000.bincode"),
     "a file elsewhere": (lambda f: described(f, "file", "../vocabulary.json"),
         "description.json: the file of its tokens is '../vocabulary.json', expected 'vocabulary.json'"),
     "token": (lambda f: (f / "test-00000.bincode").write_bytes(

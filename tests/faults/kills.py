@@ -20,7 +20,7 @@ from ttr_fast import cli
 from ttr_fast.data.corpus import verify_corpus
 from ttr_fast.errors import UserError
 from ttr_fast.training.checkpoint import CheckpointConfig, load_checkpoint, load_state
-from ttr_fast.training.saves import DAMAGED, Saves
+from ttr_fast.training.saves import DAMAGED, Best, Saves
 from ttr_fast.training.step import TrainState
 
 from .forks import killed_after, run_forked, warm
@@ -124,14 +124,16 @@ TINY = ["--model.layers", "1", "--model.embed-dim", "8", "--model.hidden-dim", "
 
 SAVE_EVERY = 2
 """Steps between two saves: after a kill there often is a step that the metrics tell of and that has to be forgotten."""
+PATIENCE = ["--train.patience", "50", "--train.evaluate-every", "3"]
+"""The model at the end is the best; evaluations, whose saves may be noted as the best, come at steps of their own."""
 
 
 def training(data: Path, steps: int) -> Job:
     """`ttr train`."""
 
     def first(folder: Path) -> list[str]:
-        return ["train", "--data", str(data), "--out", str(folder), *COLUMNS, *TINY, "--backend", "reference", "--save-every", str(SAVE_EVERY),
-                "--train.steps", str(steps)]  # fmt: skip
+        return ["train", "--data", str(data), "--out", str(folder), *COLUMNS, *TINY, *PATIENCE, "--backend", "reference",
+                "--save-every", str(SAVE_EVERY), "--train.steps", str(steps)]  # fmt: skip
 
     def again(folder: Path) -> list[str]:
         return ["train", "--resume", str(folder)] if (folder / "run.json").exists() else first(folder)
@@ -185,7 +187,18 @@ def look_at_run(folder: Path) -> Seen:
         lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
         said = [json.loads(line)["step"] for line in lines if line.endswith(b"\n") and b'"kind":"step"' in line]
         assert said[:newest] == list(range(1, newest + 1)), f"metrics tell of the steps {said}, saved are {newest}"
+        known = best_at(lines, newest), best_at(lines, newest - 1)  # it is noted after the save that it is about
+        assert best in known, f"the best is {best}, expected one of {known}"
     return Seen(newest, len(steps))
+
+
+def best_at(lines: list[bytes], step: int) -> Best | None:
+    """The first of the lowest held-out nats that the metrics tell of up to a step."""
+    found: dict[int, float] = {}
+    for record in (json.loads(line) for line in lines if line.endswith(b"\n") and b'"kind":"held_out"' in line):
+        if record["step"] <= step:
+            found.setdefault(record["step"], record["token_nats"])  # of the first order
+    return min((Best(at, nats) for at, nats in found.items()), key=lambda best: best.nats, default=None)
 
 
 def preprocessing(files: list[Path], workers: int, whole_group: bool) -> Job:

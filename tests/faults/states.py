@@ -9,7 +9,7 @@ import numpy as np
 
 from ttr_fast.durable import TEMPORARY
 from ttr_fast.training.checkpoint import CheckpointConfig, EventSource
-from ttr_fast.training.saves import Saves
+from ttr_fast.training.saves import BEST, Saves
 from ttr_fast.training.step import TrainState, train_start
 from ttr_ref.config import BlockConfig, DropoutConfig, ModelConfig, TrainConfig
 from ttr_ref.float_dtype import FloatDType
@@ -52,10 +52,11 @@ def digest(content: bytes) -> str:
 
 
 def outcome(folder: Path) -> dict[str, str]:
-    """What must be equal at the end of two runs, as hashes: the last save with its moments and loss scale, the model, the metrics, the results."""
+    """What must be equal at the end of two runs, as hashes: the last save with its moments and loss scale, the best, model, metrics, results."""
     saves = Saves(folder / "saves")
     last = saves.path(saves.steps()[-1])
     found = {name: digest((last / name).read_bytes()) for name in ("params.safetensors", "optimizer.safetensors", "config.json")}
+    found["best"] = digest((saves.folder / BEST).read_bytes())
     found["model"] = digest((folder / "checkpoint" / "params.safetensors").read_bytes())
     found["metrics"] = digest(json.dumps(metrics_of(folder)).encode())
     found["results"] = digest(json.dumps(json.loads((folder / "results.json").read_bytes())["held_out"]).encode())

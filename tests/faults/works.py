@@ -84,14 +84,17 @@ def resume(folder: Path, step: int) -> None:
     assert not [path for path in folder.rglob("*") if is_temporary(str(path))], "what was temporary is still there"
 
 
-def check_save(step: int, before: set[int]) -> Callable[[Path, bool], bool]:
-    """A save of the step, with others before it."""
+def check_save(step: int, before: set[int], best: Best | None, best_after: Best) -> Callable[[Path, bool], bool]:
+    """A save of the step, with others before it; which is the best before and after."""
 
     def check(folder: Path, acknowledged: bool) -> bool:
         steps = whole_saves(folder)
         done = step in steps
         assert done or not acknowledged, f"the save of step {step} was acknowledged and is not there"
         assert done or before <= set(steps), f"of the saves {sorted(before)} there are {steps}, and no newer one"
+        found = saves_of(folder).best()
+        assert found == best_after or (found == best and not acknowledged), f"the best is {found}, expected {best_after} after {best}"
+        assert done or found == best, f"the best is {found} before its save is there"
         resume(folder, step)
         return done
 
@@ -166,6 +169,7 @@ def check_go_on(folder: Path, acknowledged: bool) -> bool:
     assert sorted(os.listdir(folder)) == ["metrics.jsonl", "saves"]
     assert sorted(os.listdir(folder / "saves")) == ["best.json", f"{DAMAGED}step-00000002", "step-00000001"]
     assert same(saves_of(folder).newest()[0], state_at(1))
+    assert saves_of(folder).best() == WORSE
     return done
 
 
@@ -177,10 +181,11 @@ def old_file(folder: Path) -> None:
     (folder / "results.json").write_bytes(b"old")
 
 
+WORSE = Best(1, 2.0)
 WORKS = (
-    Work("the first save", nothing, lambda folder: save(folder, 1, 2.0), check_save(1, set()), ordered_save),
-    Work("a better save", two_saves, lambda folder: save(folder, 3, 1.0), check_save(3, {1, 2}), ordered_save),
-    Work("a save that is not measured", two_saves, lambda folder: save(folder, 3), check_save(3, {1, 2}), ordered_save),
+    Work("the first save", nothing, lambda folder: save(folder, 1, 2.0), check_save(1, set(), None, WORSE), ordered_save),
+    Work("a better save", two_saves, lambda folder: save(folder, 3, 1.0), check_save(3, {1, 2}, WORSE, Best(3, 1.0)), ordered_save),
+    Work("a save that is not measured", two_saves, lambda folder: save(folder, 3), check_save(3, {1, 2}, WORSE, WORSE), ordered_save),
     Work("a model alone", nothing, save_model, check_model),
     Work("a file", old_file, lambda folder: replace_file(folder / "results.json", b"newer"), check_file),
     Work("going on", damaged_saves, go_on, check_go_on),

@@ -79,7 +79,11 @@ class Command:
         after = marker_of(saved, tokenizer)
         if next(transitions(known.events, after, at_once=1), None) is None:
             raise UserError(f"{known.name}: there is nothing to predict in it, expected a sequence with two events or tokens")
-        found = scores(loaded_backend(self.backend), params, known.events, saved.model, self.seed, after)
+        try:
+            found = scores(loaded_backend(self.backend), params, known.events, saved.model, self.seed, after)
+        except FloatingPointError as error:
+            told = "its numbers are damaged or too large for its type, expected a model that was trained well"
+            raise UserError(f"{self.checkpoint}: on {known.name} {error}: {told}") from error
         rows = baseline_rows(known, saved, after) + [model_row(result, saved) for result in found]
         if self.plot is not None:
             plot_calibration(self.plot, found)

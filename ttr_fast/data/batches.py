@@ -35,57 +35,59 @@ class Piece(NamedTuple):
     size: int
 
 
-def training_batch(events: Sequences, config: TrainConfig, step: int, after: Marker | None = None) -> Batch:
-    """The batch of one step: (rows, length) places packed without padding."""
-    places = config.rows * config.length
-    tokens, times, targets, starts = [], [], [], [0]
-    for i, start, size in pieces(events.lengths, config.seed, step * places, places):
-        all_tokens, all_times = events.sequence(i)
-        part = slice(start, start + size + 1)
-        tokens.append(all_tokens[part])
-        times.append(all_times[part])
-        targets.append(np.ones(size, bool) if after is None else targets_of(all_tokens, after)[start : start + size])
-        starts.append(starts[-1] + size)
-    row_borders = np.arange(0, places + 1, config.length)
-    cu_seqlens = np.union1d(starts, row_borders)
+class TrainingBatches:
+    """The batches of a run. Each epoch's order is kept, and where its sequences end: every step of the epoch asks for them."""
 
-    def laid(parts: list[ndarray]) -> ndarray:
-        return np.concatenate(parts).reshape(config.rows, config.length)
+    def __init__(self, events: Sequences, config: TrainConfig, after: Marker | None = None) -> None:
+        self.events, self.config, self.after = events, config, after
+        self.per_sequence = np.maximum(events.lengths - 1, 0)  # the last event of a sequence has nothing to predict
+        self.per_epoch = int(self.per_sequence.sum())
+        self.epoch = functools.lru_cache(maxsize=2)(self._epoch)
 
-    return Batch(
-        laid([t[:-1] for t in tokens]).astype(np.int32),
-        timeline_from_cu_seqlens(laid([t[:-1] for t in times]), cu_seqlens),
-        laid([t[1:] for t in tokens]).astype(np.int32),
-        laid([t[1:] for t in times]),
-        laid(targets),
-    )
+    def at(self, step: int) -> Batch:
+        """The batch of one step: (rows, length) places packed without padding."""
+        rows, length, after = self.config.rows, self.config.length, self.after
+        tokens, times, targets, starts = [], [], [], [0]
+        for i, start, size in self.pieces(step * rows * length, rows * length):
+            all_tokens, all_times = self.events.sequence(i)
+            part = slice(start, start + size + 1)
+            tokens.append(all_tokens[part])
+            times.append(all_times[part])
+            targets.append(np.ones(size, bool) if after is None else targets_of(all_tokens, after)[start : start + size])
+            starts.append(starts[-1] + size)
+        cu_seqlens = np.union1d(starts, np.arange(0, rows * length + 1, length))
 
+        def laid(parts: list[ndarray]) -> ndarray:
+            return np.concatenate(parts).reshape(rows, length)
 
-def pieces(lengths: ndarray, seed: int, start: int, count: int) -> Iterator[Piece]:
-    """`count` places from `start` of the endless stream, sequence by sequence."""
-    per_sequence = np.maximum(lengths - 1, 0)  # the last event of a sequence has nothing to predict
-    epoch, place = divmod(start, int(per_sequence.sum()))
-    while count:
-        order = epoch_order(lengths.size, seed, epoch)
-        ends = np.cumsum(per_sequence[order])
-        for k in range(int(np.searchsorted(ends, place, side="right")), order.size):
-            left = int(ends[k]) - place
-            taken = min(left, count)
-            if taken:
-                i = int(order[k])
-                yield Piece(i, int(per_sequence[i]) - left, taken)
-            place, count = place + taken, count - taken
-            if not count:
-                return
-        epoch, place = epoch + 1, 0
+        return Batch(
+            laid([t[:-1] for t in tokens]).astype(np.int32),
+            timeline_from_cu_seqlens(laid([t[:-1] for t in times]), cu_seqlens),
+            laid([t[1:] for t in tokens]).astype(np.int32),
+            laid([t[1:] for t in times]),
+            laid(targets),
+        )
 
+    def pieces(self, start: int, count: int) -> Iterator[Piece]:
+        """`count` places from `start` of the endless stream, sequence by sequence."""
+        epoch, place = divmod(start, self.per_epoch)
+        while count:
+            order, ends = self.epoch(epoch)
+            for k in range(int(np.searchsorted(ends, place, side="right")), order.size):
+                left = int(ends[k]) - place
+                taken = min(left, count)
+                if taken:
+                    i = int(order[k])
+                    yield Piece(i, int(self.per_sequence[i]) - left, taken)
+                place, count = place + taken, count - taken
+                if not count:
+                    return
+            epoch, place = epoch + 1, 0
 
-@functools.lru_cache(maxsize=2)
-def epoch_order(n: int, seed: int, epoch: int) -> ndarray:
-    """The order of n sequences, read-only; kept because every step of an epoch asks for it."""
-    order = np.random.default_rng([seed, epoch]).permutation(n)
-    order.flags.writeable = False
-    return order
+    def _epoch(self, epoch: int) -> tuple[ndarray, ndarray]:
+        """(the order of the sequences, the places up to the end of each)."""
+        order = np.random.default_rng([self.config.seed, epoch]).permutation(self.per_sequence.size)
+        return order, np.cumsum(self.per_sequence[order])
 
 
 def targets_of(tokens: Tokens, after: Marker | None) -> Bool[ndarray, "n_minus_1"]:

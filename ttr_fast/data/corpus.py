@@ -23,7 +23,7 @@ from ..durable import write_durably
 from ..errors import UserError
 from .event_files import UNKNOWN
 from .sequences import Times
-from .shards import Shard, ShardEntry, TimeDType, Tokens, open_shard, verify_shard
+from .shards import ShardEntry, TimeDType, Tokens, open_shard, verify_shard
 from .sources.times import TimeUnit
 from .text_tokenizer import TextTokenizer
 
@@ -86,9 +86,12 @@ class Index(Description, frozen=True, forbid_unknown_fields=True):
 class CorpusSplit:
     """The sequences of a split, memory-mapped; satisfies Sequences."""
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
-        self.shards = shards
-        counts = [shard.offsets.size - 1 for shard in shards]
+    def __init__(self, folder: Path, entries: Sequence[ShardEntry], time_dtype: TimeDType) -> None:
+        self.folder, self.entries = folder, entries
+        self.shards = [open_shard(folder / entry.file, entry, time_dtype) for entry in entries]
+        self.read = [False for _ in entries]
+        """Whether a shard was read, and its tokens looked at."""
+        counts = [entry.sequences for entry in entries]
         self.starts = [0, *np.cumsum(counts, dtype=np.int64).tolist()]
         """Number of the first sequence of each shard, and the number of all."""
 
@@ -108,12 +111,25 @@ class CorpusSplit:
         return sum(shard.tokens.size for shard in self.shards)
 
     def sequence(self, i: int) -> tuple[Tokens, Times]:
-        """Views of the tokens (uint32) and times of sequence i, 0 <= i < n_sequences."""
+        """Views of the tokens (uint32) and times of sequence i, 0 <= i < n_sequences.
+
+        Raises UserError if its shard has other tokens than the index says: a model has no place for them.
+        """
         n = bisect_right(self.starts, i) - 1
+        if not self.read[n]:
+            self._look_at(n)
         tokens, times, offsets = self.shards[n]
         k = i - self.starts[n]
         part = slice(offsets[k], offsets[k + 1])
         return tokens[part], times[part]
+
+    def _look_at(self, n: int) -> None:
+        """Once, when the first of its sequences is asked for; all else that verify_shard looks at cannot lead out of bounds."""
+        entry, found = self.entries[n], int(self.shards[n].tokens.max())
+        if found != entry.largest_token:
+            told = f"its largest token is {found}, expected {entry.largest_token} as {INDEX} says"
+            raise UserError(f"{self.folder / entry.file}: damaged: {told}; ttr shards verify reads all of a corpus")
+        self.read[n] = True
 
 
 class Corpus(msgspec.Struct, frozen=True):
@@ -133,13 +149,15 @@ class Corpus(msgspec.Struct, frozen=True):
             for entry in entries:
                 verify_shard(self.folder / entry.file, entry, self.index.time_dtype)
         _allow_more_files(len(entries))
-        return CorpusSplit([open_shard(self.folder / entry.file, entry, self.index.time_dtype) for entry in entries])
+        return CorpusSplit(self.folder, entries, self.index.time_dtype)
 
     def tokenizer(self) -> TextTokenizer | None:
-        """That of texts; None for events. Raises UserError if its library is not installed."""
+        """That of texts; None for events. Raises UserError if its library is not installed, or it has not the size that the index says."""
         if self.index.kind == "events":
             return None
-        return TextTokenizer.from_json(_checked(self.folder, self.index.vocabulary))
+        tokenizer = read_tokenizer(self.folder / TOKENIZER, _checked(self.folder, self.index.vocabulary))
+        check_size(self.folder / TOKENIZER, tokenizer.size, self.index.vocabulary.size, INDEX)
+        return tokenizer
 
     @property
     def vocabulary_size(self) -> int:
@@ -160,8 +178,8 @@ def open_corpus(folder: Path) -> Corpus:
     index = _read_index(folder)
     content = _checked(folder, index.vocabulary)
     vocabulary = tuple(entry.token for entry in read_vocabulary(folder / VOCABULARY, content)) if index.kind == "events" else ()
-    if index.kind == "events" and len(vocabulary) != index.vocabulary.size:
-        raise UserError(f"{folder / VOCABULARY}: {len(vocabulary)} tokens, expected {index.vocabulary.size} as {INDEX} says")
+    if index.kind == "events":
+        check_size(folder / VOCABULARY, len(vocabulary), index.vocabulary.size, INDEX)
     return Corpus(folder, index, vocabulary)
 
 
@@ -203,6 +221,20 @@ def read_vocabulary(path: Path, content: bytes) -> list[Counted]:
     if len({entry.token for entry in entries}) < len(entries):
         raise UserError(f"{path}: not a vocabulary, a token is there twice")
     return entries
+
+
+def read_tokenizer(path: Path, content: bytes) -> TextTokenizer:
+    """The contents of a tokenizer.json. Raises UserError if it is something else, or its library is not installed."""
+    try:
+        return TextTokenizer.from_json(content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def check_size(path: Path, found: int, expected: int, said_by: str) -> None:
+    """Raises UserError if a vocabulary or tokenizer has not as many tokens as another file says: a model is made for so many."""
+    if found != expected:
+        raise UserError(f"{path}: {found} tokens, expected {expected} as {said_by} says")
 
 
 def read_description(path: Path) -> Description:

@@ -21,9 +21,13 @@ def gaps_of(events: Sequences, every: int = 1) -> ndarray:
 
 def borders_of(events: Sequences) -> tuple[ndarray, ndarray]:
     """The first and the last time of each sequence, in the type of the times."""
-    pairs = [(times[0], times[-1]) for times in (events.sequence(i)[1] for i in range(events.n_sequences)) if times.size]
-    first, last = zip(*pairs, strict=True)
-    return np.array(first), np.array(last)
+    dtype = events.sequence(0)[1].dtype
+    first, last, n = np.empty(events.n_sequences, dtype), np.empty(events.n_sequences, dtype), 0
+    for i in range(events.n_sequences):
+        times = events.sequence(i)[1]
+        if times.size:
+            first[n], last[n], n = times[0], times[-1], n + 1
+    return first[:n], last[:n]
 
 
 def measured_time(events: Sequences, unit: TimeUnit | None, of_texts: bool = False) -> TimeConfig:

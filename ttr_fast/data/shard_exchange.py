@@ -11,7 +11,21 @@ import msgspec
 from ..durable import whole_folder, write_durably
 from ..errors import UserError, quoted
 from .bincode import shard_from_bincode, shard_to_bincode
-from .corpus import SPLITS, TOKENIZER, VOCABULARY, Description, Index, open_corpus, read_description, read_file, split_entry, write_index
+from .corpus import (
+    SPLITS,
+    TOKENIZER,
+    VOCABULARY,
+    Description,
+    Index,
+    check_size,
+    open_corpus,
+    read_description,
+    read_file,
+    read_tokenizer,
+    read_vocabulary,
+    split_entry,
+    write_index,
+)
 from .shards import ShardEntry, verify_shard, write_shard
 
 DESCRIPTION, SUFFIX = "description.json", ".bincode"
@@ -52,7 +66,10 @@ def import_corpus(folder: Path, out: Path) -> Index:
     content = read_file(folder / tokens_file)
     if len(content) != description.vocabulary.bytes or hashlib.sha256(content).hexdigest() != description.vocabulary.sha256:
         raise UserError(f"{folder / tokens_file}: its size or SHA-256 is not the one in {DESCRIPTION}")
-    files = {name: sorted(folder.glob(f"{name}-*{SUFFIX}")) for name in SPLITS}
+    of_events, path = description.kind == "events", folder / tokens_file
+    size = len(read_vocabulary(path, content)) if of_events else read_tokenizer(path, content).size
+    check_size(path, size, description.vocabulary.size, DESCRIPTION)
+    files = {name: sorted(folder.glob(f"{name}-*{SUFFIX}"), key=_number) for name in SPLITS}
     if not any(files.values()):
         raise UserError(f"{folder}: there are no shards, expected files such as train-00000{SUFFIX}")
     with whole_folder(out) as temporary:
@@ -61,6 +78,14 @@ def import_corpus(folder: Path, out: Path) -> Index:
         index = Index(**{name: getattr(description, name) for name in Description.__struct_fields__}, splits=splits)
         write_index(temporary, index)
     return index
+
+
+def _number(path: Path) -> tuple[int, str]:
+    """Of a shard, by which they are in order whether or not there are zeros before it. Raises UserError if it has none."""
+    number = path.stem.partition("-")[2]
+    if not (number.isascii() and number.isdigit()):
+        raise UserError(f"{path}: no number follows the name of the split, expected one as in train-00000{SUFFIX}")
+    return int(number), path.name
 
 
 def _imported(path: Path, out: Path, description: Description) -> ShardEntry:

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..durable import write_durably
+from ..durable import told, write_durably
 from ..errors import UserError
 from .sequences import Times
 
@@ -100,9 +100,9 @@ def open_shard(path: Path, entry: ShardEntry, time_dtype: TimeDType) -> Shard:
 
 
 def verify_shard(path: Path, entry: ShardEntry, time_dtype: TimeDType) -> None:
-    """Read everything. Raises UserError if a byte differs from what was written, or the contents are not those of sequences in time."""
+    """Read everything. Raises UserError if it cannot be read, a byte differs from what was written, or the contents are no sequences in time."""
     shard = open_shard(path, entry, time_dtype)
-    with path.open("rb") as file:
+    with told(path, "read"), path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != entry.sha256:
         raise UserError(f"{path}: damaged: its SHA-256 is {digest[:16]}…, expected {entry.sha256[:16]}…")

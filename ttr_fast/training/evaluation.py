@@ -37,12 +37,17 @@ def evaluate(
     return [
         OrderResult(
             order,
-            float(np.mean(np.concatenate([p.token_nats for p, _ in predictions]))),
-            average(np.mean, [p.time_nats for p, _ in predictions]),
+            mean(np.concatenate([p.token_nats for p, _ in predictions])),
+            average(mean, [p.time_nats for p, _ in predictions]),
             average(np.median, [error for _, error in predictions]),
         )
         for order, predictions in parts.items()
     ]
+
+
+def mean(nats: ndarray) -> float:
+    """In float64: a sum in the type of the nats loses digits as events become many."""
+    return float(np.mean(nats, dtype=np.float64))
 
 
 def average(kind: Callable[[ndarray], float], parts: list[ndarray | None]) -> float | None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ttr_fast.data.batches import Marker, training_batch
+from ttr_fast.data.batches import Marker, TrainingBatches
 from ttr_fast.data.sequences import Sequences
 from ttr_fast.errors import UserError
 from ttr_fast.model import Backend
@@ -56,7 +56,7 @@ def train(
     from tqdm import tqdm
 
     state = train_start(model, config) if state is None else state
-    tokens = config.rows * config.length
+    batches, tokens = TrainingBatches(events, config, after), config.rows * config.length
     refresh = 0.1 if sys.stderr.isatty() else 20.0  # seconds; a log file need not hold every step
     # an overflow is what loss scaling waits for, and any other number that is no number is reported below
     bar = tqdm(total=config.steps, initial=state.step, desc=label, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=refresh)
@@ -64,7 +64,7 @@ def train(
     with np.errstate(all="ignore"), bar, stop if keep else nullcontext():
         while state.step < config.steps and not (stale or stopping):
             start = time.perf_counter()
-            batch = training_batch(events, config, state.step, after)
+            batch = batches.at(state.step)
             state, report = train_step(backend, state, batch, model, config)
             seconds = time.perf_counter() - start
             check_finite(report, model, label, state.step)

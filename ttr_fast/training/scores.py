@@ -57,8 +57,11 @@ class Parts:
         self.time_nats, self.error, self.pit = list[ndarray](), list[ndarray](), list[ndarray]()
 
     def add(self, prediction: Prediction, tick: float | None, rng: np.random.Generator) -> None:
-        """One batch's."""
+        """One batch's. Raises FloatingPointError if a prediction is no number: its rank, its step of confidence and its PIT would be none."""
         assert prediction.standing is not None
+        for nats in (prediction.token_nats, prediction.time_nats):
+            if nats is not None and np.isnan(nats).any():
+                raise FloatingPointError(f"{np.isnan(nats).sum()} of {nats.size} predictions in a batch are NaN")
         self.token_nats.append(prediction.token_nats)
         self.rank.append(prediction.standing.rank)
         self.top_nats.append(prediction.standing.top_nats)
@@ -74,7 +77,7 @@ class Parts:
         if self.pit:
             values = np.concatenate(self.pit)
             error = float(np.median(np.concatenate(self.error)))
-            time = TimeScores(float(np.concatenate(self.time_nats).mean()), error, histogram(values), distance_from_uniform(values))
+            time = TimeScores(float(np.concatenate(self.time_nats).mean(dtype=np.float64)), error, histogram(values), distance_from_uniform(values))
         calibration = reliability(np.exp(-top.astype(np.float64)), rank == 1)
         mean = float(nats.mean(dtype=np.float64))
         return Scores(order, rank.size, mean, float((rank == 1).mean()), float((rank <= TOP).mean()), float((1 / rank).mean()), calibration, time)
@@ -83,7 +86,10 @@ class Parts:
 def scores(
     backend: Backend, params: ModelParams, events: Sequences, config: ModelConfig, seed: int = 0, after: Marker | None = None
 ) -> list[Scores]:
-    """One for each order, with a progress bar on stderr; the seed is that of the PIT, see calibration.py. Raises ValueError if there is no target."""
+    """One for each order, with a progress bar on stderr; the seed is that of the PIT, see calibration.py.
+
+    Raises ValueError if there is no target, FloatingPointError if a prediction is no number.
+    """
     from tqdm import tqdm
 
     parts: dict[TimeHeadOrder, Parts] = {}

@@ -16,7 +16,7 @@ SIGN = np.uint64(1 << 63)
 
 def time_borders(each_time: EachTime, count: int, shares: tuple[float, float, float], float_times: bool) -> Borders:
     """Before the first lies the share of train of all `count` times, before the second that of train and valid; or fewer, where times are equal."""
-    ranks = (int(count * shares[0]), int(count * (shares[0] + shares[1]) + 1e-9 * count))
+    ranks = (int(count * share + 1e-9 * count) for share in (shares[0], shares[0] + shares[1]))  # 0.29 · 100 is 28.999…
     first, second = (None if rank >= count else _of_rank(each_time, rank, float_times) for rank in ranks)
     return first, second
 

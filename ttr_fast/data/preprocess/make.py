@@ -14,14 +14,14 @@ import msgspec
 from ttr_fast.durable import TEMPORARY, flush, replace_file, write_durably
 
 from ...errors import UserError
-from ..corpus import INDEX, SPLITS, VOCABULARY, Counted, Fields, FileEntry, Index, SplitName, shard_name, split_entry, write_index
+from ..corpus import INDEX, SPLITS, VOCABULARY, Counted, Fields, FileEntry, Index, SplitName, read_file, shard_name, split_entry, write_index
 from ..measures import TICK_SECONDS
 from ..shards import ShardEntry
 from ..sources.records import EventFields
 from ..text_tokenizer import TextTokenizer
 from .borders import Borders, time_borders
 from .partition import DONE_FILE, Done, Layout, PartitionJob, read_part, write_partition
-from .plan import FORMAT, Plan, key
+from .plan import FORMAT, Plan, key, state_of
 from .reading import PartJob, spill_part
 from .spill import Part, each_time
 from .tokens import tokenizer, tokens_file, vocabulary
@@ -61,7 +61,7 @@ def make_corpus(plan: Plan, out: Path, loaded: Path | None, workers: int) -> Sum
         layout = _layout(plan, folders, parts, tokens)
         done = _written(plan, work, layout, workers)
         index = _assemble(plan, work, out, layout, done)
-    counts = msgspec.json.decode((out / VOCABULARY).read_bytes(), type=list[Counted]) if plan.reading.kind == "events" else []
+    counts = msgspec.json.decode(read_file(out / VOCABULARY), type=list[Counted]) if plan.reading.kind == "events" else []
     quarantine = _quarantine_of(out) if bad and plan.reading.on_error == "quarantine" else None
     size, seconds = sum(part.bytes for part in parts), time.perf_counter() - started
     return Summary(rows, bad, size, seconds, counts[0].count if counts else 0, quarantine, index)
@@ -90,9 +90,10 @@ def _work_folder(out: Path) -> Iterator[Path]:
                 raise UserError(f"{out}: another process is making it") from None
             try:
                 yield work
-            except BaseException:
+            except BaseException as error:
                 if any(work.glob("part-*")):
-                    print(f"what is finished stays in {work}: the same command goes on from there", file=sys.stderr)
+                    told = "the command, once that is mended," if isinstance(error, UserError) else "the same command"
+                    print(f"what is finished stays in {work}: {told} goes on from there", file=sys.stderr)
                 else:
                     shutil.rmtree(work, ignore_errors=True)
                 raise
@@ -118,11 +119,11 @@ def _read(plan: Plan, work: Path, out: Path, workers: int) -> list[Path]:
     jobs = [PartJob(path, folder, lines, plan.reading.by_reader, plan.partitions)
             for path, folder, lines in zip(plan.paths, folders, bad, strict=True) if not folder.exists()]  # fmt: skip
     try:
-        with _progress("read", sum(Path(job.path).stat().st_size for job in jobs), "B") as advance:
+        with _progress("read", sum(state_of(job.path).st_size for job in jobs), "B") as advance:
             for _ in run_all(spill_part, jobs, workers, advance):
                 pass
     finally:
-        found = [path.read_bytes() for path in bad if path.exists()]
+        found = [read_file(path) for path in bad if path.exists()]
         if found:
             replace_file(_quarantine_of(out), b"".join(found))
     return folders
@@ -166,7 +167,7 @@ def _written(plan: Plan, work: Path, layout: Layout, workers: int) -> list[tuple
     with _progress("write", len(jobs), "partition") as advance:
         for _ in run_all(write_partition, jobs, workers, advance):
             pass
-    return [(folder, msgspec.json.decode((folder / DONE_FILE).read_bytes(), type=Done)) for folder in folders]
+    return [(folder, msgspec.json.decode(read_file(folder / DONE_FILE), type=Done)) for folder in folders]
 
 
 def _assemble(plan: Plan, work: Path, out: Path, layout: Layout, done: Sequence[tuple[Path, Done]]) -> Index:
@@ -184,7 +185,7 @@ def _assemble(plan: Plan, work: Path, out: Path, layout: Layout, done: Sequence[
                 shards[name].append(msgspec.structs.replace(entry, file=file))
     if not shards["train"]:
         raise UserError(f"--split leaves nothing for training of {plan.paths[0]}, expected a larger share or more entities")
-    content = layout.tokens.read_bytes()
+    content = read_file(layout.tokens)
     file, fields = tokens_file(plan.reading.kind == "texts"), plan.reading.fields
     write_durably(folder / file, content)
     size = len(msgspec.json.decode(content, type=list[Counted])) if plan.reading.kind == "events" else TextTokenizer.from_json(content).size

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ttr_fast.durable import flush, write_durably
 
 from ...errors import UserError
-from ..corpus import SPLITS, SplitName, shard_name
+from ..corpus import SPLITS, SplitName, read_file, shard_name
 from ..dates import dates
 from ..sequences import Times
 from ..shards import ShardEntry, Tokens, write_shard
@@ -90,8 +90,8 @@ def write_partition(job: PartitionJob, advance: Advance) -> Done:
 
 
 def read_part(folder: Path) -> Part:
-    """What is known of a file that was read."""
-    return msgspec.json.decode((folder / PART_FILE).read_bytes(), type=Part)
+    """What is known of a file that was read. Raises UserError if the disk refuses."""
+    return msgspec.json.decode(read_file(folder / PART_FILE), type=Part)
 
 
 def _shards(job: PartitionJob, folder: Path) -> dict[SplitName, list[ShardEntry]]:
@@ -119,7 +119,7 @@ def _shards(job: PartitionJob, folder: Path) -> dict[SplitName, list[ShardEntry]
 @lru_cache(maxsize=1)
 def _known(folders: tuple[Path, ...], tokens: Path) -> tuple[list[Part], TextTokenizer | None, list[NDArray[np.uint32]]]:
     """What each partition needs, once in each process."""
-    parts, content = [read_part(folder) for folder in folders], tokens.read_bytes()
+    parts, content = [read_part(folder) for folder in folders], read_file(tokens)
     if any(part.with_texts for part in parts):
         return parts, TextTokenizer.from_json(content), []
     return parts, None, numbers_of(parts, content)

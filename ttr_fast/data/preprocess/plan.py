@@ -2,10 +2,13 @@
 
 import hashlib
 import math
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+
+from ttr_fast.durable import told
 
 from ...errors import UserError
 from ..sources.records import EventFields, OnError, TextFields
@@ -99,8 +102,14 @@ class Plan(msgspec.Struct, frozen=True):
 
     def part_key(self, path: str) -> str:
         """Name of what is made of one file."""
-        state = Path(path).stat()
+        state = state_of(path)
         return key(FORMAT, str(Path(path).resolve()), state.st_size, state.st_mtime_ns, self.reading.by_reader, self.partitions)
+
+
+def state_of(path: str) -> os.stat_result:
+    """Size and time of a file. Raises UserError if the disk refuses."""
+    with told(Path(path), "read"):
+        return os.stat(path)
 
 
 def key(*parts: Any) -> str:
@@ -110,5 +119,5 @@ def key(*parts: Any) -> str:
 
 def partitions_for(paths: tuple[str, ...], kind: Kind) -> int:
     """How many partitions keep each at about BYTES_PER_PARTITION: a power of two, which seldom changes when a file grows."""
-    size = sum(Path(path).stat().st_size * UNPACKED.get(Path(path).suffix.lower(), 1) for path in paths)
+    size = sum(state_of(path).st_size * UNPACKED.get(Path(path).suffix.lower(), 1) for path in paths)
     return min(1 << max(0, math.ceil(math.log2(max(1.0, size / BYTES_PER_PARTITION[kind])))), 1 << 14)

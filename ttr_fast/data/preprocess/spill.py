@@ -6,6 +6,7 @@ of each row's text (u32) and the texts.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -13,6 +14,8 @@ from typing import IO, Any, NamedTuple
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+from ttr_fast.durable import told
 
 from ..corpus import Counted
 from ..sequences import Times
@@ -157,7 +160,7 @@ def load_partition(folders: Sequence[Path], parts: Sequence[Part], partition: in
     hashes, times, codes, texts = [np.empty(0, np.uint64)], list[Times](), [np.empty(0, np.uint32)], list[str]()
     sources = np.zeros(len(parts), np.int64)
     for n, (folder, part) in enumerate(zip(folders, parts, strict=True)):
-        with (folder / ROWS_FILE).open("rb") as file:
+        with _opened(folder) as file:
             for block in (b for b in part.blocks if b.partition == partition):
                 file.seek(block.at)
                 new = _array(file, np.uint64, block.names).tolist()
@@ -180,7 +183,7 @@ def load_partition(folders: Sequence[Path], parts: Sequence[Part], partition: in
 
 def each_time(folder: Path, part: Part) -> Iterator[Times]:
     """All times of a source, block by block."""
-    with (folder / ROWS_FILE).open("rb") as file:
+    with _opened(folder) as file:
         for block in part.blocks:
             file.seek(block.at + 12 * block.names + block.name_bytes + 8 * block.rows)
             yield _array(file, np.float64 if block.float_times else np.int64, block.rows)
@@ -188,11 +191,19 @@ def each_time(folder: Path, part: Part) -> Iterator[Times]:
 
 def each_text(folder: Path, part: Part) -> Iterator[tuple[list[str], Times]]:
     """All texts of a source with their times, block by block."""
-    with (folder / ROWS_FILE).open("rb") as file:
+    with _opened(folder) as file:
         for block in part.blocks:
             file.seek(block.at + 12 * block.names + block.name_bytes + 8 * block.rows)
             times: Times = _array(file, np.float64 if block.float_times else np.int64, block.rows)
             yield _cut(file, _array(file, np.uint32, block.rows)), times
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[IO[bytes]]:
+    """The rows of a source, for the body of a with. Raises UserError if the disk refuses, in the body too."""
+    path = folder / ROWS_FILE
+    with told(path, "read"), path.open("rb") as file:
+        yield file
 
 
 def _by_partition(partition: NDArray[np.uint16], partitions: int) -> list[NDArray[np.int64]]:

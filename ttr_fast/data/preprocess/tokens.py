@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import UserError
-from ..corpus import TOKENIZER, VOCABULARY, Counted, read_vocabulary
+from ..corpus import TOKENIZER, VOCABULARY, Counted, read_file, read_tokenizer, read_vocabulary
 from ..dates import dates
 from ..event_files import UNKNOWN
 from ..text_tokenizer import TextTokenizer
@@ -28,7 +28,7 @@ def vocabulary(parts: Sequence[Part], tokenizing: Tokenizing, loaded: Path | Non
         for entry in part.tokens:
             counts[entry.token] += entry.count
     if loaded is not None:
-        known = [entry.token for entry in read_vocabulary(loaded, loaded.read_bytes())[1:]]
+        known = [entry.token for entry in read_vocabulary(loaded, read_file(loaded))[1:]]
     else:
         known = sorted(token for token, count in counts.items() if count >= tokenizing.min_count and token != UNKNOWN)
     entries = [Counted(token, counts[token]) for token in known]
@@ -51,10 +51,7 @@ def tokenizer(folders: Sequence[Path], parts: Sequence[Part], tokenizing: Tokeni
     if loaded is None:
         texts = chain.from_iterable(_dated(folder, part, tick_seconds) for folder, part in zip(folders, parts, strict=True))
         return TextTokenizer.train(texts, tokenizing.vocabulary_size, tokenizing.markers).json()
-    try:
-        found = TextTokenizer.from_json(loaded.read_bytes())
-    except UserError as error:
-        raise UserError(f"{loaded}: {error}") from error
+    found = read_tokenizer(loaded, read_file(loaded))
     for marker in tokenizing.markers:
         if found.token(marker) is None:
             raise UserError(f"{loaded}: the tokenizer has no token {marker!r}, which --markers names")

@@ -34,7 +34,7 @@ def run_all(task: Callable[[Job, Advance], Result], jobs: Sequence[Job], workers
         yield from [future.result() for future in futures]
         pool.shutdown()
     except BrokenProcessPool as error:
-        raise UserError("a worker was killed, perhaps for want of memory; the same command goes on from there, also with --workers 1") from error
+        raise UserError("a worker was killed, perhaps for want of memory; fewer --workers take less") from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others:
