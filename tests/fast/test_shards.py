@@ -111,7 +111,7 @@ def test_a_corpus_may_have_more_shards_than_files_may_be_open(folder: Path) -> N
 
 
 def test_a_split_may_be_empty() -> None:
-    empty = CorpusSplit(Path(), [], "int64")
+    empty = CorpusSplit([])
     assert (empty.n_sequences, empty.n_tokens, empty.lengths.tolist()) == (0, 0, [])
 
 
@@ -192,24 +192,6 @@ def backwards(folder: Path) -> None:
     train = index.splits["train"]
     shards = (entry, *train.shards[1:])
     write_index(folder, msgspec.structs.replace(index, splits=index.splits | {"train": msgspec.structs.replace(train, shards=shards)}))
-
-
-def test_a_token_beyond_the_others_is_told_before_a_model_sees_it(folder: Path, tmp_path: Path) -> None:
-    """A flipped bit in the middle of a shard, which opening does not show: whoever trains reads of the shard, not of an embedding."""
-    broken = copied(folder, tmp_path / "broken")
-    (entry, *_) = open_corpus(folder).index.splits["train"].shards
-    content = bytearray((broken / entry.file).read_bytes())
-    content[-4 * (entry.tokens // 2) + 1] ^= 1
-    (broken / entry.file).write_bytes(content)
-    split = open_corpus(broken).split("train")
-    sentence = rf"{entry.file}: damaged: its largest token is 25[6-9], expected 3 as index\.json says; ttr shards verify reads all of a corpus"
-    for _ in range(2):
-        with pytest.raises(UserError, match=sentence):
-            split.sequence(0)
-    split.sequence(split.n_sequences - 1)
-    with pytest.raises(UserError, match=sentence):
-        cli.run(["train", "--data", str(broken), "--out", str(tmp_path / "run"), "--train.steps", "1", "--backend", "reference"])
-    assert not (tmp_path / "run").exists()
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
