@@ -200,6 +200,27 @@ def test_early_stopping(corpus: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert capsys.readouterr().out == f"{folder} is finished: {ended}, and its model is in {folder / 'checkpoint'}\n"
 
 
+def test_a_damaged_best_save_does_not_keep_a_run_from_ending(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed between its last step and its end, and then the best save is damaged."""
+    monkeypatch.setattr("ttr_fast.training.loop.evaluate", FixedNats(3.0, 2.0, 2.0, 2.5))
+    folder = tmp_path / "run"
+    more = ["--train.steps", "40", "--train.evaluate-every", "3", "--train.patience", "2", "--keep", "1"]
+    cli.run(["train", "--data", str(corpus), "--out", str(folder), *COLUMNS, *TINY, *more])
+    (folder / "results.json").unlink()
+    shutil.rmtree(folder / "checkpoint")
+    damaged = Saves(folder / "saves").path(6) / "params.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    capsys.readouterr()
+    cli.run(["train", "--resume", str(folder)])
+    assert load_checkpoint(folder / "checkpoint")[1].step == 12
+    said = capsys.readouterr().err
+    assert f"{damaged}: damaged: " in said
+    assert "taking the last state instead of the best" in said
+    assert "the checkpoint is the last model, that of step 12\n" in said
+
+
 def test_early_stopping_is_resumed(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """How often it was no better is known again, also where the last save was of the last step."""
     nats, straight = (3.0, 2.0, 2.0, 2.5), tmp_path / "straight"

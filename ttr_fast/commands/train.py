@@ -197,7 +197,9 @@ class Training:
         """The checkpoint, what it is worth, the plots."""
         data, folder, checkpoint = self.data, self.folder, self.folder / "checkpoint"
         if self.command.train.patience is not None:
-            said = f"{self.command.how_it_ended(self.metrics)}; the checkpoint is the best model, that of step {state.step}"
+            best = self.saves.best()
+            kind = "best" if best is not None and best.step == state.step else "last"
+            said = f"{self.command.how_it_ended(self.metrics)}; the checkpoint is the {kind} model, that of step {state.step}"
             print(said, file=sys.stderr)
         if not checkpoint.exists():  # it is whole then
             save_checkpoint(checkpoint, state.params, msgspec.structs.replace(self.saved, step=state.step), tokenizer=data.tokenizer)

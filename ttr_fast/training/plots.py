@@ -89,6 +89,7 @@ def plot_time_bias(path: Path, params: ModelParams, config: BlockConfig) -> None
     delta = np.geomspace(time.shortest, time.span, 300)
 
     def curves(bias: TimeBias) -> ndarray:
+        """(H, 300): every head's bias at these Δ."""
         return time_bias_forward(delta[None, None], bias, time)[0][0, :, 0]
 
     figure, axes = new_figure(4.2 * len(params.blocks), 3.8, len(params.blocks))

@@ -35,10 +35,12 @@ class TensorBoardMetrics(MetricsFile):
                 self.opened().add_scalar(f"{name}/{key}", float(value), record["step"])
 
     def flush(self) -> None:
+        """Both kinds of file."""
         super().flush()
         self.opened().flush()
 
     def rewind(self, step: int) -> None:
+        """Both: a new event file hides what was written after the step."""
         super().rewind(step)
         self.opened(step + 1)
 

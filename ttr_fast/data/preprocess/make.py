@@ -224,6 +224,7 @@ def _progress(what: str, total: int, unit: str) -> Iterator[Advance]:
     with tqdm(total=total, desc=what, unit=unit, unit_scale=True, disable=None if total else True) as bar:
 
         def advance(size: int, more: int) -> None:
+            """So many units and rows further."""
             nonlocal rows
             rows += more
             if rows:
