@@ -184,3 +184,8 @@ def test_what_a_run_left_at_its_very_start_goes(tmp_path: Path) -> None:
     (tmp_path / ".tmp-x").mkdir()
     check_unused(tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_missing_name_without_ending_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere: there is no such file, expected a .csv"):
+        cli.run(["train", "--data", str(tmp_path / "nowhere")])

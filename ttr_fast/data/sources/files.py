@@ -38,7 +38,8 @@ def format_of(path: Path) -> str:
     name = path.name.lower()
     suffix = Path(name.removesuffix(".gz")).suffix
     if suffix not in (".csv", ".json", ".jsonl", ".parquet") or (suffix == ".parquet" and name.endswith(".gz")):
-        found = f"the name ends in {quoted(''.join(Path(name).suffixes[-2:]))}" if suffix else "the name has no ending"
+        ending = f"the name ends in {quoted(''.join(Path(name).suffixes[-2:]))}" if suffix else "the name has no ending"
+        found = ending if path.exists() else "there is no such file"
         raise UserError(f"{path}: {found}, expected {EXPECTED_FILE}")
     return suffix
 
