@@ -65,9 +65,12 @@ class Job:
 
 
 def run_command(job: Job, arguments: list[str], note: Path) -> None:
-    """In a process of its own."""
+    """In a process of its own, which ends as `ttr` would."""
     with job.telling(note):
-        cli.run(arguments)
+        try:
+            cli.run(arguments)
+        except UserError as error:
+            cli.fail(str(error))
 
 
 def kill_until(job: Job, count: int, folder: Path, seed: int, findings: Findings) -> None:

@@ -3,11 +3,15 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from .forks import run_forked
+from .kills import preprocessing, run_command
 from .recorder import Call, disorder
+from .writing import write_parts
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -29,6 +33,18 @@ def test_nothing_is_wrong(command: str, tmp_path: Path) -> None:
     assert result["wrong"] == []
     assert result["rows"]
     assert process.stdout.endswith(f"{result['summary']}: nothing wrong\n")
+
+
+def test_a_command_that_was_done_when_it_was_killed_refuses(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Between the rename of a corpus and the end of the process lies a moment that a kill seldom hits."""
+    job = preprocessing(write_parts(tmp_path, aircraft=2, copies=1, parts=1), 1, whole_group=True)
+    work = partial(run_command, job, job.first(tmp_path), tmp_path / "note")
+    with capfd.disabled():
+        ends = [run_forked(work, tmp_path / "log.txt") for _ in range(2)]
+    assert [end.code for end in ends] == [0, 2]
+    assert job.refusal is not None
+    assert job.refusal in ends[1].said
+    assert "Traceback" not in ends[1].said
 
 
 def written(path: str, *, flushed: bool = True) -> list[Call]:
