@@ -97,6 +97,15 @@ def gaps(batch: Batch) -> ndarray:
     return (batch.next_times - batch.at.time)[batch.is_target].astype(np.float64)
 
 
+def target_tokens(batch: Batch, vocabulary: int) -> Integer[ndarray, "N"]:
+    """The N tokens that are to be predicted. Raises ValueError if one is outside the vocabulary."""
+    wrong = batch.is_target & ((batch.next_tokens < 0) | (batch.next_tokens >= vocabulary))
+    if wrong.any():
+        b, t = np.argwhere(wrong)[0]
+        raise ValueError(f"next_event: target {batch.next_tokens[b, t]} at row {b}, place {t} is outside the vocabulary of {vocabulary}")
+    return batch.next_tokens[batch.is_target]
+
+
 def next_event_forward(
     z: Inexact[ndarray, "B T E"],
     embedding: Inexact[ndarray, "V E"],
@@ -105,8 +114,11 @@ def next_event_forward(
     batch: Batch,
     config: ModelConfig,
 ) -> tuple[list[EventNats], list[Inexact[ndarray, "N"]], NextEventCache]:
-    """(nats, LSE of the logits, cache), the first two with one entry for each order. z are the normed states."""
-    target, tokens = batch.is_target, batch.next_tokens[batch.is_target]
+    """(nats, LSE of the logits, cache), the first two with one entry for each order. z are the normed states.
+
+    Raises ValueError if a target is outside the vocabulary.
+    """
+    target, tokens = batch.is_target, target_tokens(batch, w_vocab.shape[1])
     states = z[target]
     nats, caches = [], []
     for order in orders_of(config):

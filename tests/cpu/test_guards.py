@@ -11,6 +11,7 @@ from llvmlite import binding, ir
 from numba import types
 from numpy import ndarray
 
+from tests.cpu.cpus import ARM
 from tests.cpu.model_cases import NO_WEIGHTS_DROPPED, problem_of, small_model, step
 from tests.cpu.storages import threads
 from tests.ref.bounds import same_bits
@@ -105,16 +106,6 @@ def test_attention_on_other_cpus(cpu: str, dtype: str) -> None:
     assert done.stdout == f"{cpu} agrees\n", done.stderr
 
 
-class Arm:
-    """What an emitter asks of Numba's context."""
-
-    def codegen(self) -> "Arm":
-        return self
-
-    def magic_tuple(self) -> tuple[str, str, str]:
-        return ("aarch64-unknown-linux-gnu", "generic", "")
-
-
 def test_vectors_become_instructions_on_aarch64() -> None:
     """Conversions, powers, logarithms and fused sums: instructions of its own, no call of a function that would not be there."""
     binding.initialize_all_targets()
@@ -123,7 +114,7 @@ def test_vectors_become_instructions_on_aarch64() -> None:
     pointer, half = F32.as_pointer(), I16.as_pointer()
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [pointer, half, half, I64]), "all")
     b = ir.IRBuilder(function.append_basic_block())
-    e = Emitter(Arm(), b, types.float32)
+    e = Emitter(ARM, b, types.float32)
     floats, f16, bf16, _ = function.args
     x = e.fma(e.load(f16, types.int16), e.load(bf16, types.uint16), e.load(floats, types.float32))
     y = e.maximum(e.exp2(x), e.sqrt(e.log2(x)))
@@ -131,7 +122,7 @@ def test_vectors_become_instructions_on_aarch64() -> None:
     e.store(y, bf16, types.uint16)
     e.store(e.splat(e.total(y)), floats, types.float32)
     b.ret_void()
-    machine = binding.Target.from_triple("aarch64-unknown-linux-gnu").create_target_machine(cpu="generic", opt=2)
+    machine = binding.Target.from_triple(ARM.triple).create_target_machine(cpu="generic", opt=2)
     parsed = binding.parse_assembly(str(module))
     parsed.triple = machine.triple
     assembly = machine.emit_assembly(parsed)

@@ -237,6 +237,16 @@ def test_parts_of_a_batch_add_up() -> None:
     assert reordered_share(sums, part(slice(0, 2)), (np.asarray(loss_moves + sums[0]), grads_move), batch.tokens.size) <= 1
 
 
+@pytest.mark.parametrize("token", [-1, 10**6])
+def test_target_outside_the_vocabulary(token: int) -> None:
+    """Kernels would read whatever lies there."""
+    params, batch, key = problem_of(TRAINED[0], 4)
+    row, place = np.argwhere(batch.is_target)[-1]
+    batch.next_tokens[row, place] = token
+    with pytest.raises(ValueError, match=f"next_event: target {token} at row {row}, place {place} is outside the vocabulary of"):
+        step(params, batch, TRAINED[0], key)
+
+
 def test_nothing_to_predict() -> None:
     config = small_model(F64)
     params, batch, key = problem_of(config, 8, places=9)

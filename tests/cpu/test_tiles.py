@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from numpy import ndarray
 
+from tests.cpu.cpus import ARM, Cpu
 from tests.ref.bounds import share
 from tests.ref.cases import seeds
 from ttr_fast.cpu.jit import kernel
-from ttr_fast.cpu.tiles import multiply
+from ttr_fast.cpu.simd import LINE, registers
+from ttr_fast.cpu.tiles import multiply, part_of
 
 LANES = {np.float32: 16, np.float64: 8}
 
@@ -24,7 +26,8 @@ def product_kernel(rows: int, columns: int):
     return product
 
 
-KERNELS = {(rows, columns): product_kernel(rows, columns) for rows, columns in [(1, 1), (4, 4), (8, 2), (6, 1)]}
+KERNELS = {(rows, columns): product_kernel(rows, columns) for rows, columns in [(1, 1), (4, 4), (8, 2), (6, 1), (9, 4), (16, 2)]}
+"""The last two are formed in parts on every CPU."""
 
 
 @settings(max_examples=60)
@@ -43,6 +46,19 @@ def test_multiply(shape: tuple[int, int], count: int, dtype: type, turned: bool,
     expected = before + a.astype(np.longdouble) @ b
     limit = (count + 1) / 2 * np.finfo(dtype).eps * (np.abs(before) + np.abs(a) @ np.abs(b))
     assert share(c, expected, limit) <= 1
+
+
+@pytest.mark.parametrize(
+    "cpu, expected",
+    [(ARM, [(4, 1), (6, 1), (4, 1), (5, 1)]), (Cpu("x86_64", "+avx512f,+avx2,+avx"), [(4, 4), (12, 2), (8, 2), (9, 3)]),
+     (Cpu("x86_64", "+avx2,+avx"), [(4, 1), (6, 1), (4, 1), (5, 1)]), (Cpu("x86_64", ""), [(2, 1), (2, 1), (2, 1), (2, 1)])],
+)  # fmt: skip
+def test_parts_fit_into_registers(cpu: Cpu, expected: list[tuple[int, int]]) -> None:
+    """Sums, a vector of each column and one number; rows are shared out evenly."""
+    shapes = [(4, 4), (12, 2), (8, 2), (9, 4)]
+    assert [part_of(cpu, *shape) for shape in shapes] == expected
+    count, width = registers(cpu)
+    assert all((rows + 1) * columns * (LINE // width) + 1 <= count for rows, columns in expected)
 
 
 def rounded(exact: Fraction) -> np.float32:

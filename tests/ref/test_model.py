@@ -192,6 +192,16 @@ def test_nothing_to_predict():
 
 
 @pytest.mark.parametrize("token", [-1, 3, 99])
+def test_target_outside_the_vocabulary(token):
+    config = ModelConfig(3, 1, BlockConfig(4, 4, 1))
+    at = timeline_from_lengths(np.zeros((2, 3), np.int64), np.array([3, 2]))
+    batch = random_batch(np.random.default_rng(0), config, at)
+    batch.next_tokens[1, 0], batch.is_target[1, 0] = token, True
+    with pytest.raises(ValueError, match=f"next_event: target {token} at row 1, place 0 is outside the vocabulary of 3"):
+        loss_forward(model_init(config, 0), batch, config)
+
+
+@pytest.mark.parametrize("token", [-1, 3, 99])
 def test_token_outside_the_vocabulary(token):
     at = timeline_from_lengths(np.zeros((2, 3)), np.array([3, 2]))
     tokens = np.zeros((2, 3), int)

@@ -37,20 +37,22 @@ def raw_scores(typing, a, a0, b, start, start0, along, scale, column, steps, s, 
         e, kinds = Emitter(context, builder, scalar), signature.args
         pa, first, ps = (item_pointer(context, builder, kinds[i], arguments[i], arguments[i + 1]) for i in (0, 3, 9))
         pb = item_pointer(context, builder, kinds[2], arguments[2], arguments[7])
-        d, scaling, zeros = number(kinds[8], arguments[8]), e.splat(arguments[6]), [e.constant(0.0)] * (n * m)
-        match along.literal_value:
-            case "lanes":
-                starts = [e.load(offset(e, first, (j, e.lanes)), scalar) for j in range(m)] * n
-            case "rows":
-                starts = [e.splat(builder.load(offset(e, first, (i, 1)), align=e.bytes)) for i in range(n) for _ in range(m)]
-            case _:
-                starts = zeros
-        sums = accumulate(e, d, pa, d, 1, pb, BLOCK, m, zeros if pairs else starts, pairs)
-        if pairs:
-            sums = [e.fma(x, scaling, first) for x, first in zip(sums, starts, strict=True)]
-        for i in range(n):
-            for j in range(m):
-                e.store(sums[i * m + j], offset(e, ps, (i, BLOCK), (j, e.lanes)), scalar)
+        d, scaling, zero = number(kinds[8], arguments[8]), e.splat(arguments[6]), e.constant(0.0)
+
+        def start_of(i: int, j: int) -> ir.Value:
+            match along.literal_value:
+                case "lanes":
+                    return e.load(offset(e, first, (j, e.lanes)), scalar)
+                case "rows":
+                    return e.splat(builder.load(offset(e, first, (i, 1)), align=e.bytes))
+                case _:
+                    return zero
+
+        def finish(i: int, j: int, total: ir.Value) -> None:
+            x = e.fma(total, scaling, start_of(i, j)) if pairs else total
+            e.store(x, offset(e, ps, (i, BLOCK), (j, e.lanes)), scalar)
+
+        accumulate(e, d, pa, d, 1, pb, BLOCK, (n, m), (lambda i, j: zero) if pairs else start_of, finish, pairs)
         return context.get_dummy_value()
 
     return types.void(a, a0, b, start, start0, along, scale, column, steps, s, s0, rows, columns), generate

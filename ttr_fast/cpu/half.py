@@ -45,10 +45,14 @@ def has_feature(context, feature: str) -> bool:
     return f"+{feature}" in context.codegen().magic_tuple()[2].split(",")
 
 
+def on_arm(context) -> bool:
+    """Whether code is generated for AArch64."""
+    return bool(context.codegen().magic_tuple()[0].startswith(("aarch64", "arm64")))
+
+
 def native_f16(context) -> bool:
     """Whether f16 conversions are instructions: F16C or AVX-512 on x86, always on AArch64. Elsewhere LLVM would call functions that are not there."""
-    triple = context.codegen().magic_tuple()[0]
-    return triple.startswith(("aarch64", "arm64")) or has_feature(context, "f16c") or has_feature(context, "avx512f")
+    return on_arm(context) or has_feature(context, "f16c") or has_feature(context, "avx512f")
 
 
 def bf16_to_f32(b: ir.IRBuilder, bits: ir.Value, n: int) -> ir.Value:

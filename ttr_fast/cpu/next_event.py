@@ -22,7 +22,7 @@ from ttr_fast.cpu.workspace import Workspace
 from ttr_ref.config import ModelConfig, TimeHeadOrder
 from ttr_ref.cross_entropy import Standing, chunks, joined, standing_of
 from ttr_ref.model import ModelParams
-from ttr_ref.next_event import Batch, EventNats, NextTimeParams, gaps, next_timeline, orders_of
+from ttr_ref.next_event import Batch, EventNats, NextTimeParams, gaps, next_timeline, orders_of, target_tokens
 from ttr_ref.time_head import MixtureParams
 
 
@@ -90,7 +90,7 @@ def token_nats(
 class NextEvents:
     """The targets of one batch: nats in every order, and with weights the gradients of states, embedding, vocabulary and time head.
 
-    closely: also where each target stands among all tokens, in `standings`, for each order.
+    closely: also where each target stands among all tokens, in `standings`, for each order. Raises ValueError if one is outside the vocabulary.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class NextEvents:
     ) -> None:
         self.z, self.params, self.batch, self.places, self.config, self.workspace = z, params, batch, places, config, workspace
         self.index = np.flatnonzero(batch.is_target).astype(np.int64)
-        self.tokens = np.ascontiguousarray(batch.next_tokens[batch.is_target]).astype(np.int64)
+        self.tokens = np.ascontiguousarray(target_tokens(batch, params.embedding.shape[0])).astype(np.int64)
         self.vocabulary = params.embedding if params.w_vocab is None else params.w_vocab
         self.compute = config.block.float_dtype.compute
         self.raw: list[ndarray] = []

@@ -69,6 +69,15 @@ COMPUTE = {types.float64: types.float64, types.float32: types.float32, types.int
 """The type of arithmetic for the type of an array's items."""
 
 
+def registers(context: Any) -> tuple[int, int]:
+    """How many vector registers the CPU has for which code is generated, and their bytes; NUMBA_CPU_NAME and NUMBA_CPU_FEATURES are honoured."""
+    if half.has_feature(context, "avx512f"):
+        return 32, 64
+    if half.on_arm(context):
+        return 32, 16
+    return 16, 32 if half.has_feature(context, "avx") else 16
+
+
 def chebyshev_points(low: float, high: float, count: int = 301) -> np.ndarray:
     """Points of [low, high], dense at both ends."""
     return (low + high) / 2 + (high - low) / 2 * np.cos(np.pi * np.arange(count) / (count - 1))

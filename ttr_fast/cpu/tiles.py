@@ -3,7 +3,8 @@
     C[i, j] = start[i, j] + Σ_k A[i, k] B[k, j]        k in ascending order, each step one fma
 
 A is read one number at a time (any strides), B a vector at a time (columns are lanes, contiguous). Each element's sum runs over k alone, in order,
-from a start of its own: its bits do not depend on the tile's shape, on its neighbours or on which kernel asks.
+from a start of its own: its bits do not depend on the tile's shape, on its neighbours or on which kernel asks. A tile whose sums do not fit into the
+CPU's registers is formed in parts that do.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,9 +14,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ttr_fast.cpu.simd import I32, I64, Emitter, in_pairs, item_pointer, vector_at
+from ttr_fast.cpu.simd import I32, I64, LINE, Emitter, in_pairs, item_pointer, registers, vector_at
 
 UNROLL = 4
+Start = Callable[[int, int], ir.Value]
+Finish = Callable[[int, int, ir.Value], None]
 Step = Callable[[ir.Value, list[ir.Value]], list[ir.Value]]
 UnrolledStep = Callable[[ir.Value, int, list[ir.Value]], list[ir.Value]]
 
@@ -81,28 +84,48 @@ def unrolled_loop(e: Emitter, count: Any, carried: Sequence[ir.Value], step: Unr
     return counted_loop(e, whole, count, 1, carried, lambda k, values: step(k, 0, values))
 
 
+def part_of(context: Any, rows: int, columns: int) -> tuple[int, int]:
+    """Rows and columns of the parts of a tile: as many sums as fit into registers beside a vector of each column and a number that is broadcast."""
+    count, width = registers(context)
+    pieces = LINE // width
+    shapes = [(min(rows, ((count - 1) // pieces - c) // c), c) for c in range(1, columns + 1)]
+    most_rows, most_columns = max(shapes, key=lambda shape: (shape[0] * shape[1], -shape[1]))
+    parts = -(-rows // max(most_rows, 1))
+    return -(-rows // parts), most_columns
+
+
 def accumulate(
-    e: Emitter, count: Any, a: ir.Value, a_row: Any, a_step: Any, b: ir.Value, b_step: Any, columns: int, start: Sequence[ir.Value],
+    e: Emitter, count: Any, a: ir.Value, a_row: Any, a_step: Any, b: ir.Value, b_step: Any, shape: tuple[int, int], start: Start, finish: Finish,
     pairs: bool = False
-) -> list[ir.Value]:  # fmt: skip
-    """start[i · columns + j] + Σ_k A[i, k] B[k, j·LANES …], A at a + i·a_row + k·a_step, B at b + k·b_step.
+) -> None:  # fmt: skip
+    """finish(i, j, start(i, j) + Σ_k A[i, k] B[k, j·LANES …]) for a tile of that shape, A at a + i·a_row + k·a_step, B at b + k·b_step.
 
     pairs: each item of A and B holds two bf16 numbers, and a step is a dot product.
     """
-    rows = len(start) // columns
-    row_pointers, product = [offset(e, a, (i, a_row)) for i in range(rows)], e.dot if pairs else e.fma
+    (rows, columns), (height, breadth) = shape, part_of(e.context, *shape)
+    product = e.dot if pairs else e.fma
 
-    def step(k: ir.Value, u: int, sums: list[ir.Value]) -> list[ir.Value]:
-        at = offset(e, b, (k, b_step), (u, b_step))
-        places = [offset(e, at, (j, e.lanes)) for j in range(columns)]
-        vectors = [vector_at(e.b, p, I32, e.lanes) if pairs else e.load(p, SCALARS[e.double]) for p in places]
-        new = []
-        for i in range(rows):
-            x = e.splat(e.b.load(offset(e, row_pointers[i], (k, a_step), (u, a_step)), align=e.bytes))
-            new += [product(x, vectors[j], sums[i * columns + j]) for j in range(columns)]
-        return new
+    def one_part(first: int, some_rows: int, left: int, some_columns: int) -> None:
+        """Rows from `first` and columns from `left` on."""
+        places = [(first + i, left + j) for i in range(some_rows) for j in range(some_columns)]
+        row_pointers = [offset(e, a, (first + i, a_row)) for i in range(some_rows)]
 
-    return unrolled_loop(e, count, list(start), step)
+        def step(k: ir.Value, u: int, sums: list[ir.Value]) -> list[ir.Value]:
+            at = offset(e, b, (k, b_step), (u, b_step))
+            columns_at = [offset(e, at, (left + j, e.lanes)) for j in range(some_columns)]
+            vectors = [vector_at(e.b, p, I32, e.lanes) if pairs else e.load(p, SCALARS[e.double]) for p in columns_at]
+            new = []
+            for i in range(some_rows):
+                x = e.splat(e.b.load(offset(e, row_pointers[i], (k, a_step), (u, a_step)), align=e.bytes))
+                new += [product(x, vectors[j], sums[i * some_columns + j]) for j in range(some_columns)]
+            return new
+
+        for place, total in zip(places, unrolled_loop(e, count, [start(*place) for place in places], step), strict=True):
+            finish(*place, total)
+
+    for first in range(0, rows, height):
+        for left in range(0, columns, breadth):
+            one_part(first, min(height, rows - first), left, min(breadth, columns - left))
 
 
 SCALARS = {False: types.float32, True: types.float64}
@@ -128,11 +151,12 @@ def multiply(typing, count, a, a0, a_row, a_step, b, b0, b_step, c, c0, c_row, r
         values = [number(kind, value) for kind, value in zip(kinds, arguments, strict=True)]
         n, _, _, row_a, step_a, _, _, step_b, _, _, row_c = values[:11]
         pa, pb, pc = (item_pointer(context, builder, kinds[i], arguments[i], arguments[i + 1]) for i in (1, 5, 8))
-        sums = accumulate(e, n, pa, row_a, step_a, pb, step_b, n_columns, [e.constant(0.0)] * (n_rows * n_columns), in_pairs(b))
-        for i in range(n_rows):
-            for j in range(n_columns):
-                at = offset(e, pc, (i, row_c), (j, e.lanes))
-                e.store(builder.fadd(e.load(at, scalar), sums[i * n_columns + j]), at, scalar)
+
+        def finish(i: int, j: int, total: ir.Value) -> None:
+            at = offset(e, pc, (i, row_c), (j, e.lanes))
+            e.store(builder.fadd(e.load(at, scalar), total), at, scalar)
+
+        accumulate(e, n, pa, row_a, step_a, pb, step_b, (n_rows, n_columns), lambda i, j: e.constant(0.0), finish, in_pairs(b))
         return context.get_dummy_value()
 
     return types.void(count, a, a0, a_row, a_step, b, b0, b_step, c, c0, c_row, rows, columns), generate
