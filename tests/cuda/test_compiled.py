@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.cuda.compiled import TARGETS, Cost, all_kernels, assembled, cost_of, ptx_of
+from tests.cuda.compiled import TARGETS, Cost, all_kernels, assembled, cost_of, instructions_of, ptx_of
 
 
 def is_float32(signature: str) -> bool:
@@ -22,10 +22,12 @@ def test_machine_code(name: str) -> None:
         ptx = ptx_of(kernel, signature)
         assert not (is_float32(signature) and re.search(r"\.f64\b", ptx)), f"{signature}: float64"
         for target in TARGETS:
-            cost = assembled(ptx, target)
+            code, cost = assembled(ptx, target)
             assert (cost.stack, cost.spilled) == (0, 0), f"{signature}, {target}: {cost}"
             assert cost.registers <= kernel.registers * (1 + wide), f"{signature}, {target}: {cost}"
             assert cost.shared <= kernel.shared, f"{signature}, {target}: {cost}"
+            if kernel.instructions:
+                assert set(kernel.instructions) <= instructions_of(code), f"{signature}, {target}"
 
 
 def test_the_assembler_is_understood() -> None:
