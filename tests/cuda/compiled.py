@@ -19,6 +19,9 @@ from ttr_fast.cuda.jit import KERNELS, Kernel, cuda
 TARGETS = ((8, 0), (9, 0), (10, 0))
 """A100, H100 and H200, B200. No kernel asks for what only the later ones have, so the assembly language is made once, for the first."""
 
+SHARED = {(8, 0): 163 * 1024, (9, 0): 227 * 1024, (10, 0): 227 * 1024}
+"""Bytes of shared memory that a block may have at most. NVIDIA, CUDA C++ Programming Guide: technical specifications per compute capability."""
+
 RESERVED = {(9, 0): 1024}
 """Bytes of each block's shared memory that a device keeps for itself and the assembler counts, where the kernel uses any."""
 

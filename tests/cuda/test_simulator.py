@@ -83,6 +83,28 @@ def test_launches_that_no_compiled_kernel_serves() -> None:
         cuda.syncthreads()
 
 
+@kernel("float32[::1], int16[::1], boolean", registers=32, threads=8, dynamic=64)
+def pooled(x, y, with_barrier):
+    """The second half of the pool, as other threads see it, and in another type."""
+    numbers, bits = cuda.shared.array(0, np.float32), cuda.shared.array(0, np.int16)
+    t = cuda.threadIdx.x
+    numbers[8 + t] = x[8 * cuda.blockIdx.x + t]
+    if with_barrier:
+        cuda.syncthreads()
+    y[8 * cuda.blockIdx.x + t] = bits[numbers.size + 2 * (7 - t) + 1]
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_pool_is_the_same_bytes_in_every_type(name: str) -> None:
+    """And fresh in every block."""
+    x, y, missing = np.arange(1, 17, dtype=np.float32), np.zeros(16, np.int16), np.zeros(16, np.int16)
+    with schedule(name):
+        pooled[2, 8](x, y, True)
+        pooled[2, 8](x, missing, False)
+    np.testing.assert_array_equal(y.reshape(2, 8), x.view(np.int16)[1::2].reshape(2, 8)[:, ::-1])
+    assert (missing.reshape(2, 8) == -1).any(1).all()
+
+
 @kernel("float32[::1]", registers=32, threads=2)
 def two_shapes(y):
     s = cuda.shared.array(4 + cuda.threadIdx.x, np.float32)

@@ -15,7 +15,7 @@ No fast-math flag. A device may fuse a product and a sum; where the oracle's rou
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -61,19 +61,40 @@ class Kernel:
     registers: int
     shared: int
     threads: int
+    dynamic: int
     instructions: tuple[str, ...]
     dispatcher: Any
+    allowed: set[Any] = field(default_factory=set)
+    """What was compiled so far that may use the dynamic memory."""
 
     def __getitem__(self, sizes: tuple[Any, Any]) -> Callable[..., None]:
         grid, block = (s if isinstance(s, tuple) else (s,) for s in sizes)
-        if not SIMULATED:
+        if not SIMULATED and not self.dynamic:
             return self.dispatcher[grid, block]
 
         def run(*arguments: Any) -> None:
-            self.check(block, arguments)
-            simulator.launch(self.function, grid, block, arguments)
+            if SIMULATED:
+                self.check(block, arguments)
+                simulator.launch(self.function, grid, block, arguments, self.dynamic)
+            else:
+                self.allow(arguments)
+                self.dispatcher[grid, block, 0, self.dynamic](*arguments)
 
         return run
+
+    def allow(self, arguments: tuple[Any, ...]) -> None:
+        """Let the kernel have more than the 48 KiB of shared memory that a block has otherwise; numba-cuda has no call for it.
+
+        Not yet run on a device.
+        """
+        compiled = self.dispatcher._compile_for_args(*arguments)
+        if compiled not in self.allowed:
+            from cuda.bindings.driver import CUfunction_attribute
+            from numba.cuda.cudadrv.driver import driver
+
+            function, most = compiled._codelibrary.get_cufunc(), CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            driver.cuKernelSetAttribute(most, self.dynamic, function.handle, function.device.id)
+            self.allowed.add(compiled)
 
     def check(self, block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
         """Raises SimulationError for a launch that no compiled version serves."""
@@ -99,11 +120,18 @@ def type_of(argument: Any) -> str:
 
 
 def kernel(
-    signature: str | tuple[str, ...], registers: int, threads: int, shared: int = 0, variant: str = "", instructions: tuple[str, ...] = ()
+    signature: str | tuple[str, ...],
+    registers: int,
+    threads: int,
+    shared: int = 0,
+    dynamic: int = 0,
+    variant: str = "",
+    instructions: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., None]], Kernel]:
     """Declare a kernel.
 
-    signature: its types, see above. registers: of one thread, at most. threads: of one block, at most. shared: bytes of one block, at most.
+    signature: its types, see above. registers: of one thread, at most. threads: of one block, at most. shared: bytes of one block, at most, in arrays
+    whose sizes are constants. dynamic: bytes of one block besides, the one array that every `cuda.shared.array(0, dtype)` is, in whatever type.
     variant: what a kernel made inside a function is specialised for. instructions: of the machine, which its code has to contain on every target.
     """
     several = (signature,) if isinstance(signature, str) else signature
@@ -112,7 +140,7 @@ def kernel(
     def declared(function: Callable[..., None]) -> Kernel:
         name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}{variant and f'[{variant}]'}"
         dispatcher = None if SIMULATED else cuda.jit(launch_bounds=threads)(function)
-        KERNELS[name] = Kernel(function, signatures, registers, shared, threads, instructions, dispatcher)
+        KERNELS[name] = Kernel(function, signatures, registers, shared, threads, dynamic, instructions, dispatcher)
         return KERNELS[name]
 
     return declared

@@ -66,8 +66,8 @@ class Thread:
 class Block:
     """A block: its warps run one after the other from barrier to barrier, and so do their threads, from meeting to meeting."""
 
-    def __init__(self, kernel: Callable[..., None], arguments: tuple[Any, ...], index: Dim3, block: Dim3, grid: Dim3) -> None:
-        self.index, self.dim, self.grid = index, block, grid
+    def __init__(self, kernel: Callable[..., None], arguments: tuple[Any, ...], index: Dim3, block: Dim3, grid: Dim3, dynamic: ndarray) -> None:
+        self.index, self.dim, self.grid, self.dynamic = index, block, grid, dynamic
         self.shared: list[ndarray] = []
         self.scheduler = greenlet.getcurrent()
 
@@ -127,8 +127,12 @@ class Shared:
     """`cuda.shared`."""
 
     def array(self, shape: int | tuple[int, ...], dtype: Any, alignment: int = 1) -> ndarray:
-        """The n-th call of every thread gives one and the same array; its address is no multiple of more than it has to be."""
+        """The n-th call of every thread gives one and the same array; its address is no multiple of more than it has to be. No items: all that the
+        launch asked for besides, always the same bytes.
+        """
         block = running()
+        if shape == 0:
+            return block.dynamic.view(dtype)
         thread = block.current
         if thread.shared == len(block.shared):
             block.shared.append(just_aligned(poisoned(shape, dtype), alignment))
@@ -233,15 +237,16 @@ def order_of(name: str) -> Callable[[list[Any]], list[Any]]:
     return orders[name]
 
 
-def launch(kernel: Callable[..., None], grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
-    """Run a kernel over a grid of blocks."""
+def launch(kernel: Callable[..., None], grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[Any, ...], dynamic: int = 0) -> None:
+    """Run a kernel over a grid of blocks, each with so many bytes of shared memory besides its own arrays."""
     order = order_of(_state["schedule"])
     blocks, dim = dim3(grid), dim3(block)
     if min(blocks) < 1 or min(dim) < 1:
         raise SimulationError(f"a grid of {grid} blocks of {block} threads cannot be launched")
     try:
         for z, y, x in order(list(product(range(blocks.z), range(blocks.y), range(blocks.x)))):
-            _state["block"] = Block(kernel, arguments, Dim3(x, y, z), dim, blocks)
+            pool = just_aligned(np.full(dynamic, 0xFF, np.uint8), 16)  # NaN in every storage, −1 in integers
+            _state["block"] = Block(kernel, arguments, Dim3(x, y, z), dim, blocks, pool)
             _state["block"].run(order)
     finally:
         _state["block"] = None
