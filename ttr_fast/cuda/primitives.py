@@ -10,7 +10,8 @@ array of the storage that is meant. A pair is two neighbours in one uint32, the 
     commit_copies     makes a group of the thread's copies since the last
     wait_copies       until at most so many of the thread's groups are under way
     pair              two float32, rounded to nearest, even
-    store_pair        two float32 beside each other into an array of any storage but float64
+    load_pair         two items beside each other of an array of any storage but float64, as float32
+    store_pair        the way back, rounded as `pair` does
     exp2              2ˣ, relative error 2⁻²² at most; results below 2⁻¹²⁶ are 0
     shuffle_xor       the value of the lane whose number differs by these bits
 
@@ -44,6 +45,7 @@ if SIMULATED:
     from ttr_fast.cuda.simulator import LANES, SimulationError, meet, running
 
     LANE = np.arange(LANES)
+    NOT_A_NUMBER = {"int16": 0x7FFF, "uint16": 0xFFFF}
     ROW, AT = LANE[:, None] // 4, 2 * (LANE[:, None] % 4) + np.arange(2)
 
     def mma(like, c0, c1, c2, c3, a0, a1, a2, a3, b0, b1):
@@ -94,7 +96,7 @@ if SIMULATED:
         """array's 8 items from `item` on, counted in its own order, to tile's from `at` on; zeros if not inside."""
         into = aligned(tile, at)
         source = eight(array, item) if inside else 0
-        into[:] = np.iinfo(into.dtype).max
+        into[:] = NOT_A_NUMBER[into.dtype.name]
 
         def arrive():
             into[:] = source
@@ -116,12 +118,21 @@ if SIMULATED:
         """Two float32 as a pair of the storage."""
         return np.array([first, second], np.float32).astype(STORED[like.dtype.name]).view(np.uint32)[0]
 
-    def store_pair(first, second, array, item):
-        """Into array's items `item`, which is even, and the next; array: contiguous, of float32 or 16 bits."""
+    def two(array, item):
+        """Two items of a contiguous array as what they are."""
         if item % 2:
             raise SimulationError(f"no pair starts at item {item}")
-        values = np.array([first, second], np.float32)
-        array.reshape(-1)[item : item + 2] = values.astype(STORED[array.dtype.name]).view(array.dtype) if array.dtype.itemsize == 2 else values
+        items = array.reshape(-1)[item : item + 2]
+        return items.view(STORED[array.dtype.name]) if array.dtype.itemsize == 2 else items
+
+    def load_pair(array, item):
+        """array's items `item`, which is even, and the next; array: contiguous, of float32 or 16 bits."""
+        first, second = two(array, item).astype(np.float32)
+        return first, second
+
+    def store_pair(first, second, array, item):
+        """Two float32 to where `load_pair` has them from."""
+        two(array, item)[:] = first, second
 
     def exp2(x):
         """2ˣ."""
@@ -248,9 +259,29 @@ else:
 
         return types.uint32(like, types.float32, types.float32), generate
 
+    def float_of(b, name, bits):
+        """An item of 16 bits as a float32."""
+        if name == "f16":
+            return b.fpext(b.bitcast(bits, ir.HalfType()), F32)
+        return b.bitcast(b.shl(b.zext(bits, I32), ir.Constant(I32, 16)), F32)
+
+    @intrinsic
+    def load_pair(typing, array, item):
+        """array's items `item`, which is even, and the next; array: contiguous, of float32 or 16 bits."""
+        name, two = NAMES.get(array.dtype), types.UniTuple(types.float32, 2)
+
+        def generate(context, b, signature, arguments):
+            kind = ir.VectorType(I16 if name else F32, 2)
+            address = address_of(context, b, signature.args[0], *arguments, signature.args[1])
+            pair = b.load(b.bitcast(address, kind.as_pointer()), align=4 if name else 8)
+            items = [b.extract_element(pair, ir.Constant(I32, place)) for place in range(2)]
+            return context.make_tuple(b, two, [float_of(b, name, x) for x in items] if name else items)
+
+        return two(array, item), generate
+
     @intrinsic
     def store_pair(typing, first, second, array, item):
-        """Into array's items `item`, which is even, and the next; array: contiguous, of float32 or 16 bits."""
+        """Two float32 to where `load_pair` has them from."""
         name = NAMES.get(array.dtype)
 
         def generate(context, b, signature, arguments):
