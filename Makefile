@@ -89,7 +89,7 @@ clean:  ## remove .venv, caches and build outputs; runs/ stays
 .venv-cuda/.extra-cuda: pyproject.toml .venv/.made
 	@echo "Installing numba-cuda and the compiler's libraries into .venv-cuda; this may take some minutes."
 	@"$(PYTHON)" -m venv .venv-cuda
-	@.venv-cuda/bin/python -m pip install -qq --disable-pip-version-check -e '.[cuda,test]'
+	@.venv-cuda/bin/python -m pip install -qq --disable-pip-version-check -e '.[cuda,cuda-test,test]'
 	@touch $@
 
 .venv/.torch-$(TORCH): .venv/.made
