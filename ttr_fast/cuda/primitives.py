@@ -14,6 +14,7 @@ array of the storage that is meant. A pair is two neighbours in one uint32, the 
     store_pair        the way back, rounded as `pair` does
     exp2              2ˣ, relative error 2⁻²² at most; results below 2⁻¹²⁶ are 0
     shuffle_xor       the value of the lane whose number differs by these bits
+    unknown           the same integer, of which the compiler knows nothing: what depends on it is neither unrolled nor kept from one step to the next
 
 Fragments of `mma`, with row = lane // 4 and at = 2 · (lane % 4); a pair is two columns of A, two rows of B, as are the neighbours c0 and c1:
 
@@ -142,6 +143,10 @@ if SIMULATED:
     def shuffle_xor(value, bits):
         """The value of lane ^ bits."""
         return meet(value, lambda values: [values[lane ^ bits] for lane in range(LANES)])
+
+    def unknown(value):
+        """The same integer."""
+        return value
 
 else:
     from llvmlite import ir
@@ -306,6 +311,15 @@ else:
             return assembly(b, F32, arguments, "ex2.approx.ftz.f32 $0, $1;", "=f,f", effect=False)
 
         return types.float32(types.float32), generate
+
+    @intrinsic
+    def unknown(typing, value):
+        """The same integer."""
+
+        def generate(context, b, signature, arguments):
+            return assembly(b, I64, arguments, "mov.u64 $0, $1;", "=l,l")
+
+        return types.int64(types.int64), generate
 
     @cuda.jit(device=True)
     def shuffle_xor(value, bits):
