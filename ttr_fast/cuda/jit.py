@@ -12,15 +12,17 @@ there. The simulator checks that it is launched with these types and no more thr
 No fast-math flag. A device may fuse a product and a sum; where the oracle's roundings matter, `numbers.times` rounds the product first.
 """
 
-import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") == "1"
+from ttr_fast.cuda import found as machine
+
+SIMULATED = machine.SIMULATED
 
 cuda: Any
 if SIMULATED:
@@ -33,6 +35,8 @@ else:
     import numba.cuda
 
     cuda = numba.cuda
+    # small batches have small grids: no news that each launch would have to warn of
+    numba.cuda.dispatcher.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # type: ignore[attr-defined]
 
 COMPUTE = {"float64": "float64", "float32": "float32", "int16": "float32", "uint16": "float32"}
 """Each storage's type of arithmetic."""
@@ -68,6 +72,8 @@ class Kernel:
     """What was compiled so far that may use the dynamic memory."""
 
     def __getitem__(self, sizes: tuple[Any, Any]) -> Callable[..., None]:
+        if _state["unlaunched"]:
+            return lambda *arguments: None
         grid, block = (s if isinstance(s, tuple) else (s,) for s in sizes)
         if not SIMULATED and not self.dynamic:
             return self.dispatcher[grid, block]
@@ -103,6 +109,19 @@ class Kernel:
             raise simulator.SimulationError(f"{self.function.__name__} is not compiled for ({given})")
         if np.prod(block) > self.threads:
             raise simulator.SimulationError(f"{self.function.__name__} is compiled for {self.threads} threads, not {block}")
+
+
+_state = {"unlaunched": False}
+
+
+@contextmanager
+def unlaunched() -> Iterator[None]:
+    """Within `with`, kernels do nothing: what a step asks for is seen before anything happens."""
+    before, _state["unlaunched"] = _state["unlaunched"], True
+    try:
+        yield
+    finally:
+        _state["unlaunched"] = before
 
 
 KERNELS: dict[str, Kernel] = {}
