@@ -139,7 +139,7 @@ def prepared(case: Case, name: BackendName) -> Prepared:
         nonlocal params, optimizer
         loss, grads = backend.loss_and_gradients(params, batch, config, train, 0, 1.0)
         params, optimizer, norm = backend.update(params, grads, optimizer, LossScale(1.0, 1.0), train.learning_rate, config, train)
-        return loss, norm, grads
+        return float(loss), norm, grads
 
     def arrays(result: tuple[float, float, Any]) -> dict[str, ndarray]:
         loss, norm, grads = result

@@ -12,15 +12,17 @@ threads.
 No fast-math flag. A device may fuse a product and a sum; where the oracle's roundings matter, `numbers.times` rounds the product first.
 """
 
-import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") == "1"
+from ttr_fast.cuda import found
+
+SIMULATED = found.SIMULATED
 
 cuda: Any
 if SIMULATED:
@@ -42,11 +44,11 @@ MOMENTS = ("int64", "float64")
 def expanded(signature: str) -> dict[str, bool]:
     """Every signature that one with the letters S, C and M stands for, and whether its arithmetic is float64 where it might be float32."""
     storages = list(COMPUTE) if re.search(r"\bS\b", signature) else ["float64", "float32"] if re.search(r"\bC\b", signature) else [""]
-    found = {}
+    several = {}
     for storage in storages:
         typed = re.sub(r"\bS\b", storage, re.sub(r"\bC\b", COMPUTE.get(storage, ""), signature))
-        found |= {re.sub(r"\bM\b", moment, typed): storage == "float64" for moment in (MOMENTS if re.search(r"\bM\b", typed) else [""])}
-    return found
+        several |= {re.sub(r"\bM\b", moment, typed): storage == "float64" for moment in (MOMENTS if re.search(r"\bM\b", typed) else [""])}
+    return several
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Kernel:
     dispatcher: Any
 
     def __getitem__(self, sizes: tuple[Any, Any]) -> Callable[..., None]:
+        if _state["unlaunched"]:
+            return lambda *arguments: None
         grid, block = (s if isinstance(s, tuple) else (s,) for s in sizes)
         if not SIMULATED:
             return self.dispatcher[grid, block]
@@ -79,6 +83,19 @@ class Kernel:
             raise simulator.SimulationError(f"{self.function.__name__} is not compiled for ({given})")
         if np.prod(block) > self.threads:
             raise simulator.SimulationError(f"{self.function.__name__} is compiled for {self.threads} threads, not {block}")
+
+
+_state = {"unlaunched": False}
+
+
+@contextmanager
+def unlaunched() -> Iterator[None]:
+    """Within `with`, kernels do nothing: what a step asks for is seen before anything happens."""
+    before, _state["unlaunched"] = _state["unlaunched"], True
+    try:
+        yield
+    finally:
+        _state["unlaunched"] = before
 
 
 KERNELS: dict[str, Kernel] = {}
