@@ -14,7 +14,9 @@ import numpy as np
 import tyro
 from numpy import ndarray
 
+from ttr_fast.cuda.found import SIMULATED
 from ttr_fast.errors import UserError
+from ttr_fast.model import check_usable
 from ttr_ref.float_dtype import HALF_FORMATS, FloatDType
 
 if TYPE_CHECKING:
@@ -172,7 +174,7 @@ class Options(abc.ABC):
         if not 0 < self.least_ms < float("inf"):
             raise UserError(f"--least-ms must be positive, got {self.least_ms}")
         if self.backend == "cuda":
-            check_gpu()
+            check_usable("cuda")
             if self.threads != (processors(),):
                 raise UserError("--threads is for the CPU: leave it out with --backend cuda")
         if not self.threads or not all(1 <= n <= processors() for n in self.threads):
@@ -232,15 +234,7 @@ def torch_is_there(backend: BenchBackend) -> bool:
 
 def is_simulated(backend: BenchBackend) -> bool:
     """Whether kernels for the GPU run in the simulator, and times say nothing."""
-    return backend == "cuda" and os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
-
-
-def check_gpu() -> None:
-    """Raises UserError if kernels can run neither on a GPU nor in the simulator."""
-    if not is_simulated("cuda"):
-        from ttr_fast.model import check_usable
-
-        check_usable("cuda")
+    return backend == "cuda" and SIMULATED
 
 
 def as_tensor(torch: Any, a: ndarray) -> Any:

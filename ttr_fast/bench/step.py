@@ -23,7 +23,7 @@ from ttr_fast.bench.case import OURS, Prepared, at_least, chosen_peers, given_al
 from ttr_fast.bench.events import event_times, time_config
 from ttr_fast.bench.network import NetworkSizes
 from ttr_fast.errors import UserError
-from ttr_fast.model import BackendName, load_backend
+from ttr_fast.model import Backend, load_backend
 from ttr_ref.adamw import adamw_init
 from ttr_ref.config import BiasKind, BlockConfig, ModelConfig, TrainConfig
 from ttr_ref.float_dtype import FloatDType
@@ -128,9 +128,9 @@ def clipped(grads: Any, norm: float) -> dict[str, ndarray]:
     return {f"d{name}": g * factor for name, g in named_leaves(grads).items()}
 
 
-def prepared(case: Case, name: BackendName) -> Prepared:
+def prepared(case: Case, backend: Backend) -> Prepared:
     """Steps on one and the same batch."""
-    config, batch, backend = case.config, inputs(case), load_backend(name)
+    config, batch = case.config, inputs(case)
     params = model_init(config, case.seed)
     optimizer = adamw_init(params)
     train = replace(TRAIN, checkpointing=case.checkpointing)
@@ -143,14 +143,21 @@ def prepared(case: Case, name: BackendName) -> Prepared:
 
     def arrays(result: tuple[float, float, Any]) -> dict[str, ndarray]:
         loss, norm, grads = result
-        return {"loss": np.array(loss), "norm": np.array(norm)} | clipped(grads, norm)
+        return {"loss": np.array(loss), "norm": np.array(norm)} | clipped(backend.on_host(grads), norm)
+
+    return Prepared(call, arrays)
+
+
+def ours(case: Case) -> Prepared:
+    """The core."""
+    backend: Any = load_backend("cpu")
 
     def activation_bytes() -> int:
         """The workspace but for gradients, which are as large as the parameters whatever is kept."""
-        memory: dict[str, ndarray] = backend.model.workspace.memory  # type: ignore[attr-defined]  # CpuBackend, which is Numba's to import
+        memory: dict[str, ndarray] = backend.model.workspace.memory
         return sum(array.nbytes for name, array in memory.items() if not name.startswith("d."))
 
-    return Prepared(call, arrays, activation_bytes if name == "cpu" else None)
+    return prepared(case, backend)._replace(activation_bytes=activation_bytes)
 
 
 def with_torch(case: Case, biased: bool, compiled: bool = False, device: str = "cpu") -> Prepared:
@@ -160,12 +167,12 @@ def with_torch(case: Case, biased: bool, compiled: bool = False, device: str = "
 
 
 SIDES: dict[str, Callable[[Case], Prepared]] = {
-    OURS: lambda case: prepared(case, "cpu"),
-    "ours-none": lambda case: prepared(replace(case, checkpointing="none"), "cpu"),
+    OURS: ours,
+    "ours-none": lambda case: ours(replace(case, checkpointing="none")),
     "torch-plain": lambda case: with_torch(case, biased=False),
     "torch-bias": lambda case: with_torch(case, biased=True),
     "torch-compile": lambda case: with_torch(case, biased=True, compiled=True),
-    "numpy": lambda case: prepared(case, "reference"),
+    "numpy": lambda case: prepared(case, load_backend("reference")),
 }
 
 

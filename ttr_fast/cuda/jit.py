@@ -12,6 +12,7 @@ threads.
 No fast-math flag. A device may fuse a product and a sum; where the oracle's roundings matter, `numbers.times` rounds the product first.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ else:
         setattr(np, "row_stack", np.vstack)  # noqa: B010
     import numba.cuda
 
+    os.environ.setdefault("NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS", "0")  # a grid of one block is meant: it sums what others found
+    numba.config.reload_config()
     cuda = numba.cuda
 
 COMPUTE = {"float64": "float64", "float32": "float32", "int16": "float32", "uint16": "float32"}
