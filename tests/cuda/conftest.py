@@ -14,7 +14,7 @@ if SIMULATED:
     collect_ignore = [COMPILES]
 elif cuda.is_available():
     # tests hand over small arrays of the host
-    os.environ["NUMBA_CUDA_WARN_ON_IMPLICIT_COPY"] = "0"
+    os.environ["NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS"] = os.environ["NUMBA_CUDA_WARN_ON_IMPLICIT_COPY"] = "0"
     numba.config.reload_config()
     collect_ignore = ["test_simulator.py"]
 else:

@@ -12,7 +12,6 @@ threads.
 No fast-math flag. A device may fuse a product and a sum; where the oracle's roundings matter, `numbers.times` rounds the product first.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from ttr_fast.cuda import found
+from ttr_fast.cuda import found as machine
 
-SIMULATED = found.SIMULATED
+SIMULATED = machine.SIMULATED
 
 cuda: Any
 if SIMULATED:
@@ -35,9 +34,9 @@ else:
         setattr(np, "row_stack", np.vstack)  # noqa: B010
     import numba.cuda
 
-    os.environ.setdefault("NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS", "0")  # a grid of one block is meant: it sums what others found
-    numba.config.reload_config()
     cuda = numba.cuda
+    # small batches have small grids: no news that each launch would have to warn of
+    numba.cuda.dispatcher.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # type: ignore[attr-defined]
 
 COMPUTE = {"float64": "float64", "float32": "float32", "int16": "float32", "uint16": "float32"}
 """Each storage's type of arithmetic."""
@@ -47,11 +46,11 @@ MOMENTS = ("int64", "float64")
 def expanded(signature: str) -> dict[str, bool]:
     """Every signature that one with the letters S, C and M stands for, and whether its arithmetic is float64 where it might be float32."""
     storages = list(COMPUTE) if re.search(r"\bS\b", signature) else ["float64", "float32"] if re.search(r"\bC\b", signature) else [""]
-    several = {}
+    found = {}
     for storage in storages:
         typed = re.sub(r"\bS\b", storage, re.sub(r"\bC\b", COMPUTE.get(storage, ""), signature))
-        several |= {re.sub(r"\bM\b", moment, typed): storage == "float64" for moment in (MOMENTS if re.search(r"\bM\b", typed) else [""])}
-    return several
+        found |= {re.sub(r"\bM\b", moment, typed): storage == "float64" for moment in (MOMENTS if re.search(r"\bM\b", typed) else [""])}
+    return found
 
 
 @dataclass(frozen=True)
