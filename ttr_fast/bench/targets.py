@@ -128,20 +128,21 @@ def gpu_targets(seed: int) -> list[Target]:
     Decoding reads keys and values of 128 rows: where one row alone is decoded, launching kernels takes longer than reading weights.
     """
     on: dict[str, Any] = {"threads": processors(), "seed": seed, "backend": "cuda"}
-    found = []
-    for heads, d in ((32, 64), (16, 128)):
-        case = attention.Case(dtype="bf16", length=8192, heads=heads, head_dim=d, batch=1, bias="log", passes="both", **on)
-        for one, speed in ((replace(case, passes="forward"), 300), (case, 200)):
-            found += [Target(one, None, TFLOPS, True, speed), Target(one, "torch-bias", FASTER, True, 10)]
+    base = attention.Case(dtype="bf16", length=8192, heads=32, head_dim=64, batch=1, bias="log", passes="forward", **on)
+    wide = replace(base, heads=16, head_dim=128)
+    cases = [replace(case, passes=passes) for case in (base, wide) for passes in ("forward", "both")]
+    readable = replace(base, dtype="f32", length=4096)
     product = gemm.Case(dtype="bf16", m=8192, k=8192, n=8192, **on)
-    found.append(Target(product, "torch", FASTER, True, 0.5))
-    found.append(Target(replace(product, dtype="f32"), None, OF_PEAK, True, 0.3))
-    readable = attention.Case(dtype="f32", length=4096, heads=32, head_dim=64, batch=1, bias="log", passes="both", **on)
-    found += [Target(replace(readable, passes=passes), None, OF_PEAK, True, 0.3) for passes in ("forward", "both")]
     model: dict[str, Any] = {"dtype": "bf16", "embed_dim": 1024, "hidden_dim": 4096, "heads": 16, "layers": 24, "vocabulary": 32768, "bias": "log"}
-    found.append(Target(step.Case(length=4096, batch=1, **model, **on), "torch-plain", FASTER, True, 0.5))
-    found.append(Target(decode.Case(position=2048, window=2048, batch=128, **model, **on), None, OF_READING, True, 0.7))
-    return found
+    return [
+        *(Target(case, None, TFLOPS, True, 300 if case.passes == "forward" else 200) for case in cases),
+        Target(product, "torch", FASTER, True, 0.5),
+        Target(replace(product, dtype="f32"), None, OF_PEAK, True, 0.3),
+        *(Target(replace(readable, passes=passes), None, OF_PEAK, True, 0.3) for passes in ("forward", "both")),
+        Target(step.Case(length=4096, batch=1, **model, **on), "torch-plain", FASTER, True, 0.5),
+        Target(decode.Case(position=2048, window=2048, batch=128, **model, **on), None, OF_READING, True, 0.7),
+        *(Target(case, "torch-bias", FASTER, True, 10) for case in cases),
+    ]
 
 
 def all_targets(threads: int, seed: int, backend: BenchBackend = "cpu") -> list[Target]:
