@@ -106,6 +106,4 @@ def description(side: str, threads: int) -> str:
         return machine.description(side, threads)
     if SIMULATED:
         return "the simulator, no GPU"
-    device = cuda.get_current_device()
-    name = device.name.decode() if isinstance(device.name, bytes) else device.name
-    return f"numba-cuda {found.package_version('numba-cuda')} on {name}"
+    return f"numba-cuda {found.package_version('numba-cuda')} on {cuda.get_current_device().name}"
