@@ -14,9 +14,8 @@ from ttr_fast.bench import cuda_torch, device
 from ttr_fast.bench.attention import Case, inputs, with_numpy, with_torch
 from ttr_fast.bench.case import OURS, Prepared
 from ttr_fast.cpu.half import as_bits, as_storage
-from ttr_fast.cuda.attention import AttentionTask, attention_backward, attention_forward, backward_blocks
+from ttr_fast.cuda.attention import AttentionTask, attention_backward, attention_forward, backward_parts, kernels_for
 from ttr_fast.cuda.attention_plan import plan_attention
-from ttr_fast.cuda.attention_tiles import spec_for
 from ttr_fast.cuda.dropout import sites_of
 from ttr_fast.cuda.rows import fill
 from ttr_fast.cuda.time_bias import bias_gradient, bias_table, described, sums_of
@@ -30,7 +29,7 @@ def ours(case: Case) -> Prepared:
     """One copy, which the cache may hold."""
     p, compute = inputs(case), FloatDType(case.dtype).compute
     q, k, v, do, bias = on_device((*map(as_bits, p[:4]), p.bias))
-    plan = on_device(plan_attention(p.at, p.at, True, None, spec_for(compute, case.head_dim).tile))
+    plan = on_device(plan_attention(p.at, p.at, True, None, kernels_for(q.dtype, case.head_dim).tile))
     drop = on_device(sites_of([Dropout(case.dropout, DropoutKey(case.seed, 0), 0) if case.dropout else None], compute))
     workspace, columns = Workspace(), described(p.bias, p.time)[-1]
     array = workspace.array
@@ -45,7 +44,7 @@ def ours(case: Case) -> Prepared:
         dlse, bracket = array("dlse", lse.shape, compute), array("bracket", lse.shape, compute)
         fill(dlse, 0)
         sums = array("sums", (case.heads, sums_of(table)), np.float64)
-        partial = array("partial", (case.batch, backward_blocks(q), *sums.shape), np.float64)
+        partial = array("partial", (case.batch, backward_parts(q), *sums.shape), np.float64)
         attention_backward(do, dlse, q, k, v, o, lse, task, dq, dk, dv, sums, bracket, partial)
         dbias = type(bias)(*(array(f"d.{name}", leaf.shape, compute) for name, leaf in named_leaves(bias).items()))
         bias_gradient(bias, table, sums, dbias)

@@ -30,7 +30,7 @@ from ttr_fast.cuda.workspace import ALIGNED_TO, Workspace, on_host
 from ttr_ref.config import ModelConfig, TimeHeadOrder
 from ttr_ref.cross_entropy import Standing, chunks, joined, standing_of
 from ttr_ref.model import ModelParams
-from ttr_ref.next_event import Batch, NextTimeParams, gaps, next_timeline, orders_of
+from ttr_ref.next_event import Batch, NextTimeParams, gaps, next_timeline, orders_of, target_tokens
 from ttr_ref.time_head import MixtureParams
 
 
@@ -115,7 +115,7 @@ class NextEvents:
     def __init__(self, z: Any, params: ModelParams, batch: Batch, config: ModelConfig, workspace: Workspace, closely: bool = False) -> None:
         self.z, self.params, self.batch, self.config, self.workspace = z, params, batch, config, workspace
         self.compute = config.block.float_dtype.compute
-        tokens = np.ascontiguousarray(batch.next_tokens[batch.is_target]).astype(np.int64)
+        tokens = np.ascontiguousarray(target_tokens(batch, config.vocab_size)).astype(np.int64)
         self.count, places = tokens.size, z.shape[0]
         start, by_token = places_by_token(tokens, np.zeros_like(tokens), config.vocab_size)
         index, everywhere = np.flatnonzero(batch.is_target).astype(np.int64), np.arange(places)
