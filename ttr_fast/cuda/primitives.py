@@ -27,8 +27,7 @@ and Bᵀ.
 
 How the model may differ. It multiplies exactly and adds 16 products one after the other, rounding to nearest, then C. A device aligns the products of
 a step to the largest and cuts what is below, in an order of its own: allow each of K + 1 terms an error of a whole eps of float32 and not half of it.
-Its copies may arrive at any time between `copy_async` and `wait_copies`; the model's leave NaN behind and arrive at the end. It holds no groups back
-at the end of a kernel.
+Its copies may arrive at any time between `copy_async` and `wait_copies`; the model's leave NaN behind and arrive at the end.
 
 A tile that `ldmatrix` reads and `copy_async` writes is made with `alignment=16`.
 
@@ -158,10 +157,10 @@ else:
     NAMES = {types.int16: "f16", types.uint16: "bf16"}
     FOUR = types.UniTuple(types.uint32, 4)
 
-    def assembly(b, result, arguments, text, constraints, effect=True):
-        """A call of one instruction."""
+    def assembly(b, result, arguments, text, constraints, effect=True, warp=False):
+        """A call of one instruction. warp: all lanes have to be there, so that the compiler may not move it into a branch."""
         kind = ir.FunctionType(result, [a.type for a in arguments])
-        return b.call(ir.InlineAsm(kind, text, constraints, side_effect=effect), arguments)
+        return b.call(ir.InlineAsm(kind, text, constraints, side_effect=effect), arguments, attrs=("convergent",) if warp else ())
 
     def tuple_of(context, b, struct, kind):
         """The tuple that Numba knows of what an instruction returns."""
@@ -186,7 +185,7 @@ else:
         def generate(context, b, signature, arguments):
             text = f"mma.sync.aligned.m16n8k16.row.col.f32.{name}.{name}.f32 {{$0,$1,$2,$3}}, {{$4,$5,$6,$7}}, {{$8,$9}}, {{$10,$11,$12,$13}};"
             result = ir.LiteralStructType([F32] * 4)
-            d = assembly(b, result, [*arguments[5:], *arguments[1:5]], text, "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", effect=False)
+            d = assembly(b, result, [*arguments[5:], *arguments[1:5]], text, "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", effect=False, warp=True)
             return tuple_of(context, b, d, sums)
 
         return sums(like, *[types.float32] * 4, *[types.uint32] * 6), generate
@@ -197,7 +196,7 @@ else:
         def generate(context, b, signature, arguments):
             address = shared_address_of(context, b, signature.args[0], *arguments, signature.args[1])
             text = f"ldmatrix.sync.aligned.m8n8.x4{suffix}.shared.b16 {{$0,$1,$2,$3}}, [$4];"
-            pairs = assembly(b, ir.LiteralStructType([I32] * 4), [address], text, "=r,=r,=r,=r,r,~{memory}")
+            pairs = assembly(b, ir.LiteralStructType([I32] * 4), [address], text, "=r,=r,=r,=r,r,~{memory}", warp=True)
             return tuple_of(context, b, pairs, FOUR)
 
         return generate
