@@ -85,7 +85,7 @@ def test_in_processes(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("case", [
-    ATTENTION, replace(ATTENTION, bias="table", dropout=0.3), replace(ATTENTION, dtype="bf16", passes="forward"), replace(ATTENTION, bias="none"),
+    ATTENTION, replace(ATTENTION, bias="table", dropout=0.3), replace(ATTENTION, dtype="bf16", heads=1, head_dim=16), replace(ATTENTION, bias="none"),
     DECODE, replace(DECODE, dtype="f16"), STEP, GEMM,
 ], ids=lambda case: case.label)  # fmt: skip
 def test_ours_agrees_with_the_oracle(case: Case) -> None:
