@@ -12,8 +12,8 @@ from tests.cpu.storages import stored, values
 from tests.cuda.schedules import in_every_schedule
 from tests.ref.bounds import noise, reordered_share, sensitivity
 from tests.ref.cases import ALL_DROPOUTS, BIASES, NOW, ROPES, lively_model, packed
+from ttr_fast.cuda.attention import kernels_for
 from ttr_fast.cuda.attention_plan import plan_attention
-from ttr_fast.cuda.attention_tiles import spec_for
 from ttr_fast.cuda.places import places_of
 from ttr_fast.cuda.transformer_block import transformer_block_backward, transformer_block_forward
 from ttr_fast.cuda.workspace import Workspace
@@ -42,12 +42,11 @@ def config_of(kind: str, rope: str, time2vec: bool, dropout: DropoutConfig, dtyp
 def step(x: ndarray, dy: ndarray, params: TransformerBlockParams, at: Timeline, config: BlockConfig) -> tuple[ndarray, ndarray, Any]:
     """y, dx and the gradients, in arrays of their own; x and dy (B, T, E) in float64, params as masters."""
     dtype = config.float_dtype
-    spec = spec_for(dtype.compute, config.head_dim)
-    plan = plan_attention(at, at, config.causal, config.window, spec.tile)
     weights = named_tree_map(lambda name, a: stored(a, dtype) if is_matrix(name) else a, params)
     grads = named_tree_map(lambda name, a: np.full(a.shape, np.nan, np.float64 if is_frequency(name) else dtype.compute), params)
     workspace, places = Workspace(), places_of(at, config)
     rows, upstream = (stored(a.reshape(-1, E), dtype) for a in (x, dy))
+    plan = plan_attention(at, at, config.causal, config.window, kernels_for(rows.dtype, config.head_dim).tile)
     y, dx = np.empty_like(rows), np.empty_like(rows)
     cache = transformer_block_forward(rows, weights, places, plan, config, KEY, LAYER, "block", y, workspace)
     transformer_block_backward(upstream, weights, grads, places, cache, dx, workspace)

@@ -105,11 +105,14 @@ def aligned_to_the_end(rng: np.random.Generator, rows: int, queries: int, keys: 
 
 
 @st.composite
-def problems(draw: st.DrawFn, kinds: tuple[str, ...] = BIASES, dropout: bool = True, self_attention: bool = False, most: int = 9) -> Problem:
+def problems(
+    draw: st.DrawFn, kinds: tuple[str, ...] = BIASES, dropout: bool = True, self_attention: bool = False, most: int = 9,
+    widths: tuple[int, ...] = (2, 4, 6),
+) -> Problem:  # fmt: skip
     """Attention over packed rows, over padded rows, or of a few queries to more keys (or the other way round)."""
     rng = np.random.default_rng(draw(seeds))
     heads, groups = draw(head_counts)
-    rows, width, keys = draw(st.integers(1, 3)), draw(st.sampled_from([2, 4, 6])), draw(st.integers(1, most))
+    rows, width, keys = draw(st.integers(1, 3)), draw(st.sampled_from(widths)), draw(st.integers(1, most))
     layout = draw(st.sampled_from(["packed", "padded"] if self_attention else ["packed", "padded", "aligned"]))
     times = draw(time_kinds)
     if layout == "packed":

@@ -8,8 +8,8 @@ for no memory but what the batch itself takes. The host prepares the batch; noth
 import numpy as np
 
 from ttr_fast.cuda import rows
+from ttr_fast.cuda.attention import kernels_for
 from ttr_fast.cuda.attention_plan import plan_attention
-from ttr_fast.cuda.attention_tiles import spec_for
 from ttr_fast.cuda.embedding import embedding_backward, embedding_forward, places_by_token
 from ttr_fast.cuda.next_event import Nats, NextEvents, Weights
 from ttr_fast.cuda.places import places_of
@@ -53,7 +53,8 @@ class CudaModel:
         if count == 0:
             raise ValueError("loss: the batch has nothing to predict")
         places = places_of(batch.at, block)
-        plan = on_device(plan_attention(batch.at, batch.at, block.causal, block.window, spec_for(compute, block.head_dim).tile))
+        tile = kernels_for(params.embedding.dtype, block.head_dim).tile
+        plan = on_device(plan_attention(batch.at, batch.at, block.causal, block.window, tile))
         flat = np.ascontiguousarray(batch.tokens).reshape(-1).astype(np.int64)
         start, sorted_places = on_device(places_by_token(flat, np.ascontiguousarray(batch.at.document).reshape(-1), config.vocab_size))
         tokens, n, storage = on_device(flat), flat.size, params.embedding.dtype
