@@ -13,7 +13,7 @@ from numpy import ndarray
 from ttr_fast.cuda import memory
 from ttr_fast.cuda.adamw import NORM
 from ttr_fast.cuda.decode import CudaDecoder
-from ttr_fast.cuda.model import LOSS, SUM, CudaModel
+from ttr_fast.cuda.model import LOSS, SUM, CudaModel, storage_copies
 from ttr_fast.cuda.workspace import Workspace, free_memory, on_device, on_host
 from ttr_fast.errors import UserError
 from ttr_fast.model import Gradients, Prediction, ReferenceBackend
@@ -63,7 +63,7 @@ class CudaBackend(ReferenceBackend):
         model = self.model_of(config)
         if self.params is not params or self.masters is None or self.copies is None:
             self.params, self.masters = params, on_device(params)
-            self.copies = model.storage_copies(self.masters)
+            self.copies = storage_copies(self.masters, config, model.workspace)
         return model, self.masters, self.copies
 
     def loss_and_gradients(
@@ -119,10 +119,11 @@ class CudaBackend(ReferenceBackend):
 
     def decode_start(self, params: ModelParams, config: ModelConfig, rows: int, time_dtype: type[np.int64] | type[np.float64]) -> CudaDecoder:
         self.model_of(config)
-        counted = memory.of_decoding(params, config, rows, time_dtype)
-        self.check_memory(f"decoding {rows} rows", counted, self.absent(params, 1), [])
-        _, _, copies = self.prepared(params, config)
-        return CudaDecoder(copies, config, rows, time_dtype)
+        more = memory.of_decoding(params, config, rows, time_dtype).nbytes + self.absent(params, 1)
+        self.check_memory(f"decoding {rows} rows", more, [])
+        masters = self.masters if self.masters is not None and self.params is params else on_device(params)
+        workspace = Workspace()  # with copies that no other model writes over
+        return CudaDecoder(storage_copies(masters, config, workspace), config, rows, time_dtype, workspace)
 
     def decode(self, state: CudaDecoder, tokens: ndarray, times: ndarray, config: ModelConfig) -> tuple[ndarray, CudaDecoder]:
         dtype = config.block.float_dtype
@@ -134,16 +135,17 @@ class CudaBackend(ReferenceBackend):
         Raises UserError if the device has too little memory for it, with the options that would do.
         """
         shape, kind = batch.tokens.shape, None if train is None else (train.checkpointing, train.accumulate > 1)
-        self.model_of(config)
+        model = self.model_of(config)
         if (shape, kind) in self.fitting:
             return
         size = f"{shape[0]} rows of {shape[1]} tokens"
         if train is None:
-            self.check_memory(f"a prediction of {size}", memory.of_prediction(params, batch, config), self.absent(params, 1), [])
+            more = model.workspace.growth(memory.of_prediction(params, batch, config)) + self.absent(params, 1)
+            self.check_memory(f"a prediction of {size}", more, [])
         else:
             counted, beside = memory.of_step(params, batch, config, train), 3 * memory.bytes_of(params)
             smaller = ((said, nbytes + beside) for said, nbytes in memory.smaller_steps(params, batch, config, train))
-            self.check_memory(f"a step of {size}", counted, self.absent(params, 3), smaller)
+            self.check_memory(f"a step of {size}", model.workspace.growth(counted) + self.absent(params, 3), smaller)
         self.fitting.add((shape, kind))
 
     def absent(self, params: ModelParams, trees: int) -> int:
@@ -151,12 +153,11 @@ class CudaBackend(ReferenceBackend):
         present = (self.masters is not None and self.params is params) + (2 if trees == 3 and self.moments is not None else 0)
         return (trees - present) * memory.bytes_of(params)
 
-    def check_memory(self, what: str, counted: Workspace, absent: int, smaller: Iterable[tuple[str, int]]) -> None:
-        """Raises UserError if what is to come asks for more than there is; smaller: options, and the bytes that are needed with them."""
+    def check_memory(self, what: str, more: int, smaller: Iterable[tuple[str, int]]) -> None:
+        """Raises UserError if what is to come asks for more bytes than there are; smaller: options, and all bytes that are needed with them."""
         assert self.model is not None
         held = self.model.workspace.nbytes + memory.bytes_of((self.masters, self.moments))
         free = free_memory() if self.limit is None else self.limit - held
-        more = self.model.workspace.growth(counted) + absent
         if free is None or more <= free:
             return
         fitting = next((f"{said} needs {memory.said(nbytes)}" for said, nbytes in smaller if nbytes <= free + held), "it takes a smaller model")

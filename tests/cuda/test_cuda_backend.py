@@ -204,6 +204,18 @@ def test_continuations_equal_the_oracles() -> None:
     assert {row for row, _ in found[0]} == {0, 1}
 
 
+def test_a_decoder_keeps_its_weights() -> None:
+    """Another model of the same kind comes along on the same backend."""
+    config, found, token, time = config_of(FloatDType.BF16), [], np.array([1]), np.array([NOW])
+    for another in (False, True):
+        backend = CudaBackend()
+        state = backend.decode_start(lively_model(config, 0), config, 1, np.int64)
+        if another:
+            backend.prepared(lively_model(config, 1), config)
+        found.append(backend.decode(state, token, time, config)[0])
+    assert same_bits((found[0],), (found[1],))
+
+
 def test_too_little_memory_is_told_before_anything_happens() -> None:
     """With what is needed, what there is, and what would do."""
     config, train, params = config_of(FloatDType.F32), replace(TRAIN, accumulate=1), lively_model(config_of(FloatDType.F32), 0)

@@ -12,7 +12,7 @@ from tests.cuda.test_transformer_block import BETWEEN_MATRICES, eps_of_storage
 from tests.ref.bounds import noise, reordered_share, sensitivity
 from tests.ref.cases import lively_model, rising_times
 from ttr_fast.cuda.decode import CudaDecoder
-from ttr_fast.cuda.workspace import on_device, on_host
+from ttr_fast.cuda.workspace import Workspace, on_device, on_host
 from ttr_ref.config import ModelConfig
 from ttr_ref.float_dtype import FloatDType
 from ttr_ref.model import ModelParams, model_forward
@@ -31,7 +31,7 @@ def problem(config: ModelConfig, times: str) -> tuple[ModelParams, ndarray, ndar
 def decoder_of(params: ModelParams, config: ModelConfig, times: ndarray) -> CudaDecoder:
     dtype = config.block.float_dtype
     weights = on_device(named_tree_map(lambda name, a: stored(a, dtype) if is_matrix(name) else a, params))
-    return CudaDecoder(weights, config, ROWS, times.dtype.type)
+    return CudaDecoder(weights, config, ROWS, times.dtype.type, Workspace())
 
 
 def decoded(params: ModelParams, tokens: ndarray, times: ndarray, config: ModelConfig) -> tuple[ndarray]:

@@ -32,9 +32,9 @@ class CudaDecoder:
     """Weights, and what a number of rows have seen. Changed weights need another decoder."""
 
     def __init__(
-        self, weights: ModelParams, config: ModelConfig, batch: int, time_dtype: type[np.int64] | type[np.float64] = np.int64, counting: bool = False
+        self, weights: ModelParams, config: ModelConfig, batch: int, time_dtype: type[np.int64] | type[np.float64], workspace: Workspace
     ) -> None:
-        """weights: on the device, matrices in storage type; counting: as in CudaModel.
+        """weights: on the device, matrices in storage type; workspace: for this decoder alone.
 
         Raises ValueError if the model has no window or is not causal.
         """
@@ -43,7 +43,7 @@ class CudaDecoder:
             raise ValueError("decode: the model sees everything before (window is None); a ring buffer needs a window")
         if not block.causal:
             raise ValueError("decode: the model is not causal; what comes later would change what was decoded")
-        self.weights, self.config, self.batch, self.workspace = weights, config, batch, Workspace(counting)
+        self.weights, self.config, self.batch, self.workspace = weights, config, batch, workspace
         self.storage, self.compute = weights.embedding.dtype, block.float_dtype.compute
         shape, array = (batch, block.groups, block.window, block.head_dim), self.workspace.array
         self.rings = [KVRing(*(array(f"ring.{layer}.{part}", shape, self.storage) for part in "kv")) for layer in range(config.layers)]

@@ -10,7 +10,7 @@ import numpy as np
 
 from ttr_fast.cuda.decode import CudaDecoder
 from ttr_fast.cuda.jit import unlaunched
-from ttr_fast.cuda.model import CudaModel
+from ttr_fast.cuda.model import CudaModel, storage_copies
 from ttr_fast.cuda.workspace import Workspace
 from ttr_ref.config import ModelConfig, TrainConfig
 from ttr_ref.dropout import DropoutKey
@@ -33,7 +33,7 @@ def of_step(params: ModelParams, batch: Batch, config: ModelConfig, train: Train
     """What one step, of which the batch is one of train.accumulate parts, holds beside parameters and moments."""
     model = CudaModel(config, counting=True)
     with unlaunched():
-        copies, key = model.storage_copies(params), DropoutKey(train.seed, 0)
+        copies, key = storage_copies(params, config, model.workspace), DropoutKey(train.seed, 0)
         loss, grads = model.loss_and_gradients(copies, batch, key, train.z_loss, train.time_weight, 1.0, train.checkpointing, 1.0)
         if train.accumulate > 1:
             loss, grads = model.added(loss, grads, True)
@@ -45,18 +45,17 @@ def of_prediction(params: ModelParams, batch: Batch, config: ModelConfig) -> Wor
     """What a prediction holds beside the parameters."""
     model = CudaModel(config, counting=True)
     with unlaunched():
-        model.nats(model.storage_copies(params), batch)
+        model.nats(storage_copies(params, config, model.workspace), batch)
     return model.workspace
 
 
 def of_decoding(params: ModelParams, config: ModelConfig, rows: int, time_dtype: type[np.int64] | type[np.float64]) -> Workspace:
-    """What decoding holds beside the parameters: the weights' copies and, in a workspace of its own, the decoder's arrays."""
-    model = CudaModel(config, counting=True)
+    """What decoding holds beside the parameters, with copies of its own."""
+    workspace = Workspace(counting=True)
     with unlaunched():
-        decoder = CudaDecoder(model.storage_copies(params), config, rows, time_dtype, counting=True)
+        decoder = CudaDecoder(storage_copies(params, config, workspace), config, rows, time_dtype, workspace)
         decoder.step(np.zeros(rows, np.int64), np.zeros(rows, time_dtype))
-    model.workspace.memory |= {f"decoder.{name}": raw for name, raw in decoder.workspace.memory.items()}
-    return model.workspace
+    return workspace
 
 
 def smaller_steps(params: ModelParams, batch: Batch, config: ModelConfig, train: TrainConfig) -> Iterator[tuple[str, int]]:

@@ -40,6 +40,22 @@ LOSS, SUM = 2, 3
 """Where `told` has the loss of a batch, and of all parts of one; adamw.NORM and FACTOR come before."""
 
 
+def storage_copies(masters: ModelParams, config: ModelConfig, workspace: Workspace) -> ModelParams:
+    """The tree that kernels read: matrices in storage type, in arrays of the workspace; the rest, and for f32 and f64 all, are the masters."""
+    dtype = config.block.float_dtype
+    if dtype.storage == dtype.compute:
+        return masters
+
+    def copy(name: str, master: Any) -> Any:
+        if not is_matrix(name):
+            return master
+        stored = workspace.array(f"copy.{name}", master.shape, CARRIERS[dtype])
+        to_storage(master, stored)
+        return stored
+
+    return named_tree_map(copy, masters)
+
+
 class Given(NamedTuple):
     """A batch on the device, and what is drawn in each block; `start` and `by_token`: embedding.places_by_token."""
 
@@ -69,21 +85,6 @@ class CudaModel:
         """counting: its workspace has no memory; go through a step under jit.unlaunched and see what it needs."""
         self.config, self.workspace = config, Workspace(counting)
         self.told = self.workspace.array("told", (4,), np.float64)
-
-    def storage_copies(self, masters: ModelParams) -> ModelParams:
-        """The tree that kernels read: matrices in storage type, in arrays of the workspace; the rest, and for f32 and f64 all, are the masters."""
-        dtype = self.config.block.float_dtype
-        if dtype.storage == dtype.compute:
-            return masters
-
-        def copy(name: str, master: Any) -> Any:
-            if not is_matrix(name):
-                return master
-            stored = self.workspace.array(f"copy.{name}", master.shape, CARRIERS[dtype])
-            to_storage(master, stored)
-            return stored
-
-        return named_tree_map(copy, masters)
 
     def gradient_arrays(self, params: ModelParams) -> ModelParams:
         """A tree of arrays for gradients, in the type of the masters; those that are added to are zeros."""
