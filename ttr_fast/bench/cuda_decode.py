@@ -4,13 +4,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from ttr_fast.bench import cuda_torch, device
 from ttr_fast.bench.case import OURS, Prepared
 from ttr_fast.bench.decode import Case, events, prepared, with_torch
 from ttr_fast.cpu.half import as_bits
 from ttr_fast.cuda.decode import CudaDecoder
 from ttr_fast.cuda.linear import linear_backward_input
-from ttr_fast.cuda.workspace import on_device, on_host
+from ttr_fast.cuda.workspace import Workspace, on_device, on_host
 from ttr_ref.float_dtype import FloatDType, to_storage
 from ttr_ref.model import model_init
 from ttr_ref.parameters import is_matrix
@@ -22,7 +24,7 @@ def ours(case: Case) -> Prepared:
     config, dtype, coming = case.config, FloatDType(case.dtype), events(case)
     masters = model_init(config, case.seed)
     weights = on_device(named_tree_map(lambda name, a: as_bits(to_storage(a, dtype)) if is_matrix(name) else a, masters))
-    decoder = CudaDecoder(weights, config, case.batch)
+    decoder = CudaDecoder(weights, config, case.batch, np.int64, Workspace())
 
     def call() -> Any:
         z = decoder.step(*next(coming))
