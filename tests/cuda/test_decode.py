@@ -93,4 +93,4 @@ def test_what_it_refuses() -> None:
     assert decoder.past.seen.tolist() == [1, 1]
     for block, message in ((replace(config.block, window=None), "window is None"), (replace(config.block, causal=False), "is not causal")):
         with pytest.raises(ValueError, match=message):
-            CudaDecoder(params, replace(config, block=block), 1)
+            CudaDecoder(params, replace(config, block=block), 1, np.int64, Workspace())

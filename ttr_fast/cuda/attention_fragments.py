@@ -12,6 +12,9 @@ Two tiles of sums beside each other, rounded and paired, lie as a left factor do
 
 What is in registers has no index: every loop over it is unrolled. What becomes of a pair is too long a story for that, so there each lane keeps its
 pairs in a column of its own of shared memory, (items, THREADS), where no other lane looks and no barrier is needed.
+
+What no row of a block reads is not copied. What some row of a warp reads is multiplied for all of its rows, with a weight of 0 where one does not
+read it: a number that is none reaches them too, while the readable kernels keep it to the rows that read it.
 """
 
 import math
