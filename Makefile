@@ -10,7 +10,7 @@ PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check
 .DEFAULT_GOAL = help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test peers lint gradients mutants cpu-mutants faults fuzz optimum cuda-sim cuda-compile cuda-mutants clean
+.PHONY: help demo test peers lint gradients mutants cpu-mutants faults fuzz optimum cuda-sim cuda-compile cuda-mutants check-gpu clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -62,6 +62,9 @@ cuda-compile: .venv-cuda/.extra-cuda  ## compile the kernels for three GPUs, non
 cuda-mutants: .venv/.extra-test  ## seed errors into the kernels for the GPU and see that the test named for each catches it
 	@$(BIN)/python -m tests.mutants --cuda $(ARGS)
 
+check-gpu:  ## on a machine with an NVIDIA GPU: tests and benchmarks on it, and what of all that was asked is met
+	@"$(PYTHON)" scripts/check_gpu.py $(ARGS)
+
 clean:  ## remove .venv, caches and build outputs; runs/ stays
 	@rm -rf .venv .venv-cuda build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	@find ttr_ref ttr_fast tests scripts tutorials -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
@@ -89,7 +92,7 @@ clean:  ## remove .venv, caches and build outputs; runs/ stays
 .venv-cuda/.extra-cuda: pyproject.toml .venv/.made
 	@echo "Installing numba-cuda and the compiler's libraries into .venv-cuda; this may take some minutes."
 	@"$(PYTHON)" -m venv .venv-cuda
-	@.venv-cuda/bin/python -m pip install -qq --disable-pip-version-check -e '.[cuda,test]'
+	@.venv-cuda/bin/python -m pip install -qq --disable-pip-version-check -e '.[cuda,cuda-test,test]'
 	@touch $@
 
 .venv/.torch-$(TORCH): .venv/.made

@@ -7,7 +7,7 @@ from ttr_fast.cpu.adamw import adamw_step, blocks_of, global_norm, step_numbers
 from ttr_fast.cpu.decode import CpuDecoder
 from ttr_fast.cpu.half import as_storage
 from ttr_fast.cpu.model import CpuModel, storage_copies
-from ttr_fast.model import Prediction, ReferenceBackend
+from ttr_fast.model import Gradients, Prediction, ReferenceBackend
 from ttr_ref.adamw import AdamWState
 from ttr_ref.config import ModelConfig, TrainConfig
 from ttr_ref.dropout import DropoutKey
@@ -36,7 +36,7 @@ class CpuBackend(ReferenceBackend):
 
     def loss_and_gradients(
         self, params: ModelParams, batch: Batch, config: ModelConfig, train: TrainConfig, step: int, loss_scale: float, targets: float | None = None
-    ) -> tuple[float, ModelParams]:
+    ) -> Gradients:
         model, copies = self.prepared(params, config)
         key = DropoutKey(train.seed, step)
         return model.loss_and_gradients(copies, batch, key, train.z_loss, train.time_weight, loss_scale, train.checkpointing, targets)
@@ -75,4 +75,3 @@ class CpuBackend(ReferenceBackend):
 
     def decode(self, state: CpuDecoder, tokens: ndarray, times: ndarray, config: ModelConfig) -> tuple[ndarray, CpuDecoder]:
         return as_storage(state.step(tokens, times)).astype(config.block.float_dtype.compute), state
-

@@ -4,7 +4,7 @@ A backend computes; everything above it (data, training, generation, the command
 give the parameters of `ttr_ref.model`, so a checkpoint written with one is read with any other.
 """
 
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol, SupportsFloat, get_args
 
 import numpy as np
 from numpy import ndarray
@@ -27,9 +27,14 @@ from ttr_ref.model import (
 )
 from ttr_ref.next_event import Batch, gaps
 from ttr_ref.time_head import Mixture
+from ttr_ref.tree import tree_map
 
 BackendName = Literal["cpu", "cuda", "reference"]
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+
+
+Gradients = tuple[SupportsFloat, ModelParams]
+"""(mean loss, gradients of the loss scale times it). Arrays may lie on a device; float() waits for the loss."""
 
 
 class Prediction(NamedTuple):
@@ -46,15 +51,22 @@ class Prediction(NamedTuple):
 
 
 class Backend(Protocol):
-    """What training and generation ask of an implementation."""
+    """What training and generation ask of an implementation.
+
+    Parameters and moments are trees of NumPy arrays to begin with; those that `update` gives back may lie elsewhere, and are for this backend alone
+    until `on_host` has fetched them.
+    """
 
     def loss_and_gradients(
         self, params: ModelParams, batch: Batch, config: ModelConfig, train: TrainConfig, step: int, loss_scale: float, targets: float | None = None
-    ) -> tuple[float, ModelParams]:
-        """(mean loss, gradients of loss_scale times it); the next call may overwrite the gradients.
+    ) -> Gradients:
+        """The next call may overwrite them.
 
         targets: how many the sums are divided by, where the batch is a part of one that has so many; None: as many as it has itself.
         """
+
+    def added(self, total: Gradients | None, more: Gradients) -> Gradients:
+        """The sum, in `total`'s place; None: nothing yet. What loss_and_gradients overwrites next is not part of it."""
 
     def update(
         self, params: ModelParams, grads: ModelParams, optimizer: AdamWState, scale: LossScale, rate: float, config: ModelConfig, train: TrainConfig
@@ -63,6 +75,9 @@ class Backend(Protocol):
 
         What was given may be what is given back, changed in place.
         """
+
+    def on_host(self, tree: Any) -> Any:
+        """Parameters or moments as NumPy arrays, which the next update may change."""
 
     def predict(self, params: ModelParams, batch: Batch, config: ModelConfig, closely: bool) -> list[Prediction]:
         """What is expected of every target in every order, without dropout; closely: with mixture and standing."""
@@ -79,10 +94,15 @@ class ReferenceBackend:
 
     def loss_and_gradients(
         self, params: ModelParams, batch: Batch, config: ModelConfig, train: TrainConfig, step: int, loss_scale: float, targets: float | None = None
-    ) -> tuple[float, ModelParams]:
+    ) -> Gradients:
         key = DropoutKey(train.seed, step)
         loss, _, cache = loss_forward(params, batch, config, key, train.z_loss, train.time_weight, targets, train.checkpointing)
         return float(loss), loss_backward(loss_scale, cache)
+
+    def added(self, total: Gradients | None, more: Gradients) -> Gradients:
+        if total is None:
+            return more[0], tree_map(np.copy, more[1])
+        return float(total[0]) + float(more[0]), tree_map(lambda a, b: np.add(a, b, out=a), total[1], more[1])
 
     def update(
         self, params: ModelParams, grads: ModelParams, optimizer: AdamWState, scale: LossScale, rate: float, config: ModelConfig, train: TrainConfig
@@ -93,6 +113,9 @@ class ReferenceBackend:
         grads, norm = clip_by_global_norm(grads, train.clip_norm)
         params, optimizer = adamw_step(params, grads, optimizer, rate, decays(params), learning_rate_shares(params, config.block), train)
         return params, optimizer, norm
+
+    def on_host(self, tree: Any) -> Any:
+        return tree
 
     def predict(self, params: ModelParams, batch: Batch, config: ModelConfig, closely: bool) -> list[Prediction]:
         _, nats, cache = loss_forward(params, batch, config)
@@ -121,6 +144,10 @@ def load_backend(name: BackendName) -> Backend:
         from ttr_fast.cpu_backend import CpuBackend
 
         return CpuBackend()
+    if name == "cuda":
+        from ttr_fast.cuda_backend import CudaBackend
+
+        return CudaBackend()
     return ReferenceBackend()
 
 
@@ -130,5 +157,5 @@ def check_usable(name: BackendName) -> None:
         from ttr_fast.cuda.found import obstacle
 
         missing = obstacle()
-        reason = "no command is joined to its kernels yet" if missing is None else missing.what
-        raise UserError(f"--backend cuda: {reason}; take --backend cpu, or see with `ttr doctor` what is here and what mends it")
+        if missing is not None:
+            raise UserError(f"--backend cuda: {missing.what}; take --backend cpu, or see with `ttr doctor` what is here and what mends it")

@@ -2,10 +2,13 @@
 
 import importlib
 import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib.metadata import distribution
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from types import SimpleNamespace
 from typing import NamedTuple
 from unittest.mock import patch
@@ -15,6 +18,9 @@ from ttr_fast.cuda.jit import KERNELS, Kernel, cuda
 
 TARGETS = ((8, 0), (9, 0), (10, 0))
 """A100, H100 and H200, B200. No kernel asks for what only the later ones have, so the assembly language is made once, for the first."""
+
+SHARED = {(8, 0): 163 * 1024, (9, 0): 227 * 1024, (10, 0): 227 * 1024}
+"""Bytes of shared memory that a block may have at most. NVIDIA, CUDA C++ Programming Guide: technical specifications per compute capability."""
 
 RESERVED = {(9, 0): 1024}
 """Bytes of each block's shared memory that a device keeps for itself and the assembler counts, where the kernel uses any."""
@@ -27,6 +33,13 @@ class Cost(NamedTuple):
     stack: int
     spilled: int
     shared: int
+
+
+class Machine(NamedTuple):
+    """What the assembler made: the code itself and what it costs."""
+
+    code: bytes
+    cost: Cost
 
 
 @cache
@@ -54,8 +67,8 @@ def ptx_of(kernel: Kernel, signature: str) -> str:
         return cuda.compile_ptx(kernel.function, arguments, cc=TARGETS[0], launch_bounds=kernel.threads)[0]
 
 
-def assembled(ptx: str, target: tuple[int, int]) -> Cost:
-    """What machine code made from it costs, as the assembler says."""
+def assembled(ptx: str, target: tuple[int, int]) -> Machine:
+    """Machine code made from it, and its cost as the assembler says."""
     from cuda.bindings import nvjitlink
 
     options = [f"-arch=sm_{target[0]}{target[1]}", "-verbose", "-Xptxas=-v"]
@@ -65,8 +78,23 @@ def assembled(ptx: str, target: tuple[int, int]) -> Cost:
     nvjitlink.complete(handle)
     said = bytearray(nvjitlink.get_info_log_size(handle))
     nvjitlink.get_info_log(handle, said)
+    made = bytearray(nvjitlink.get_linked_cubin_size(handle))
+    nvjitlink.get_linked_cubin(handle, made)
     nvjitlink.destroy(handle)
-    return cost_of(said.decode(), target)
+    return Machine(bytes(made), cost_of(said.decode(), target))
+
+
+def instructions_of(code: bytes) -> set[str]:
+    """The names of its instructions without what follows their first dot.
+
+    Raises CalledProcessError where the disassembler cannot read it.
+    """
+    (program,) = [path for entry in distribution("nvidia-cuda-nvdisasm").files or () if (path := Path(str(entry.locate()))).stem == "nvdisasm"]
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code)
+        file.flush()
+        listing = subprocess.run([program, "-c", file.name], capture_output=True, text=True, check=True).stdout
+    return set(re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z0-9]+)", listing, re.MULTILINE))
 
 
 def cost_of(log: str, target: tuple[int, int]) -> Cost:

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import numba
+
 from ttr_fast.cuda.jit import SIMULATED, cuda
 
 COMPILES = "test_compiled.py"
@@ -13,6 +15,7 @@ if SIMULATED:
 elif cuda.is_available():
     # tests hand over small arrays of the host
     os.environ["NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS"] = os.environ["NUMBA_CUDA_WARN_ON_IMPLICIT_COPY"] = "0"
+    numba.config.reload_config()
     collect_ignore = ["test_simulator.py"]
 else:
     collect_ignore = RUNS

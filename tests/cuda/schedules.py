@@ -33,3 +33,12 @@ def in_any_schedule(data: st.DataObject) -> AbstractContextManager[None]:
     from ttr_fast.cuda.simulator import SCHEDULES, schedule
 
     return schedule(data.draw(st.sampled_from(SCHEDULES)))
+
+
+def in_reverse() -> AbstractContextManager[None]:
+    """The order that is farthest from the usual one."""
+    if not SIMULATED:
+        return nullcontext()
+    from ttr_fast.cuda.simulator import schedule
+
+    return schedule("reverse")

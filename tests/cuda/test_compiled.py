@@ -3,10 +3,15 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
+from cuda.bindings.driver import CUfunction_attribute
 
-from tests.cuda.compiled import TARGETS, Cost, all_kernels, assembled, cost_of, ptx_of
+from tests.cuda.compiled import SHARED, TARGETS, Cost, all_kernels, assembled, cost_of, instructions_of, ptx_of
+from ttr_fast.cuda.jit import Kernel
 
 
 def is_float32(signature: str) -> bool:
@@ -22,10 +27,13 @@ def test_machine_code(name: str) -> None:
         ptx = ptx_of(kernel, signature)
         assert not (is_float32(signature) and re.search(r"\.f64\b", ptx)), f"{signature}: float64"
         for target in TARGETS:
-            cost = assembled(ptx, target)
+            code, cost = assembled(ptx, target)
             assert (cost.stack, cost.spilled) == (0, 0), f"{signature}, {target}: {cost}"
             assert cost.registers <= kernel.registers * (1 + wide), f"{signature}, {target}: {cost}"
             assert cost.shared <= kernel.shared, f"{signature}, {target}: {cost}"
+            assert cost.shared + kernel.dynamic <= SHARED[target], f"{signature}, {target}: {cost}"
+            if kernel.instructions:
+                assert set(kernel.instructions) <= instructions_of(code), f"{signature}, {target}"
 
 
 def test_the_assembler_is_understood() -> None:
@@ -46,3 +54,37 @@ def test_numpy_without_row_stack() -> None:
     ]
     assert "module 'numpy' has no attribute 'row_stack'" in done[0].stderr
     assert done[1].stdout == "imported\n", done[1].stderr
+
+
+def test_dynamic_memory_is_allowed_before_the_first_launch() -> None:
+    """Once for each compiled version, with the names that the libraries have. What the driver makes of it only a device can tell."""
+    calls: list[tuple[object, ...]] = []
+
+    class Dispatcher:
+        """Compiled for every type of argument on its own."""
+
+        def __init__(self) -> None:
+            self.made: dict[type, Compiled] = {}
+
+        def _compile_for_args(self, x: object) -> object:
+            function = SimpleNamespace(handle=f"of {type(x).__name__}", device=SimpleNamespace(id=0))
+            library = SimpleNamespace(get_cufunc=lambda: function)
+            return self.made.setdefault(type(x), Compiled(library))
+
+        def __getitem__(self, sizes: tuple[object, ...]) -> Callable[[object], None]:
+            return lambda x: calls.append((sizes, x))
+
+    class Compiled:
+        """As numba-cuda's: equal to itself alone."""
+
+        def __init__(self, library: object) -> None:
+            self._codelibrary = library
+
+    some = Kernel(lambda x: None, {}, 32, 0, 32, 60_000, (), Dispatcher())
+    fake = SimpleNamespace(cuKernelSetAttribute=lambda *arguments: calls.append(arguments))
+    with patch("numba.cuda.cudadrv.driver.driver", fake):
+        for x in (1, 2, 0.5):
+            some[3, 32](x)
+    most = CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    sizes = ((3,), (32,), 0, 60_000)
+    assert calls == [(most, 60_000, "of int", 0), (sizes, 1), (sizes, 2), (most, 60_000, "of float", 0), (sizes, 0.5)]

@@ -12,6 +12,7 @@ from tests.cuda.test_transformer_block import BETWEEN_MATRICES, eps_of_storage
 from tests.ref.bounds import noise, reordered_share, sensitivity
 from tests.ref.cases import lively_model, rising_times
 from ttr_fast.cuda.decode import CudaDecoder
+from ttr_fast.cuda.workspace import Workspace, on_device, on_host
 from ttr_ref.config import ModelConfig
 from ttr_ref.float_dtype import FloatDType
 from ttr_ref.model import ModelParams, model_forward
@@ -29,13 +30,14 @@ def problem(config: ModelConfig, times: str) -> tuple[ModelParams, ndarray, ndar
 
 def decoder_of(params: ModelParams, config: ModelConfig, times: ndarray) -> CudaDecoder:
     dtype = config.block.float_dtype
-    return CudaDecoder(named_tree_map(lambda name, a: stored(a, dtype) if is_matrix(name) else a, params), config, ROWS, times.dtype.type)
+    weights = on_device(named_tree_map(lambda name, a: stored(a, dtype) if is_matrix(name) else a, params))
+    return CudaDecoder(weights, config, ROWS, times.dtype.type, Workspace())
 
 
 def decoded(params: ModelParams, tokens: ndarray, times: ndarray, config: ModelConfig) -> tuple[ndarray]:
     """z of every token, one step each."""
     decoder = decoder_of(params, config, times)
-    return (np.stack([values(decoder.step(tokens[:, n], times[:, n])) for n in range(TOKENS)], 1),)
+    return (np.stack([values(on_host(decoder.step(tokens[:, n], times[:, n]))) for n in range(TOKENS)], 1),)
 
 
 def windowed(dtype: FloatDType, **block: object) -> ModelConfig:
@@ -91,4 +93,4 @@ def test_what_it_refuses() -> None:
     assert decoder.past.seen.tolist() == [1, 1]
     for block, message in ((replace(config.block, window=None), "window is None"), (replace(config.block, causal=False), "is not causal")):
         with pytest.raises(ValueError, match=message):
-            CudaDecoder(params, replace(config, block=block), 1)
+            CudaDecoder(params, replace(config, block=block), 1, np.int64, Workspace())

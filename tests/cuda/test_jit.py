@@ -11,6 +11,7 @@ def test_letters_stand_for_types() -> None:
     assert expanded("S[:, ::1], C") == {
         "float64[:, ::1], float64": True, "float32[:, ::1], float32": False, "int16[:, ::1], float32": False, "uint16[:, ::1], float32": False,
     }  # fmt: skip
+    assert expanded("H[::1], C") == {"int16[::1], float32": False, "uint16[::1], float32": False}
     assert list(expanded("M[::1]")) == ["int64[::1]", "float64[::1]"]
 
 

@@ -60,10 +60,11 @@ def test_equals_the_oracle(dtype: type, n: int, m: int, seed: int) -> None:
     dmu_error = r * scale * (np.abs(z) * (share_error + sigma_error + 4) + z_error) + (dsigma_error + dsigma * (np.abs(mu) + 4)) * floor
     ds_error = dsigma_error * (sigma - floor) + dsigma * 4 * sigma * (1 + sigma_error)
     dlogit_error = np.exp(log_weight) * (2 * logits + m + 4) + r * share_error
-    eps = float(np.finfo(dtype).eps)
+    eps, tiny = float(np.finfo(dtype).eps), float(np.finfo(dtype).tiny)
     error = 2 * EPS * np.abs(dnats)[:, None] * np.concatenate([dlogit_error, dmu_error, ds_error], axis=-1)
-    assert share(draw, draw_ref, error + float(np.finfo(dtype).eps) * np.abs(draw_ref) + float(np.finfo(dtype).tiny)) <= 1
-    assert share(dbias, dparams.b_mixture, error.sum(0) + n * EPS * np.abs(draw_ref).sum(0) + eps / 2 * np.abs(dparams.b_mixture)) <= 1
+    assert share(draw, draw_ref, error + eps * np.abs(draw_ref) + tiny) <= 1
+    rounding = eps / 2 * np.abs(dparams.b_mixture) + tiny
+    assert share(dbias, dparams.b_mixture, error.sum(0) + n * EPS * np.abs(draw_ref).sum(0) + rounding) <= 1
 
 
 def test_bits_depend_on_the_row_alone() -> None:

@@ -12,11 +12,11 @@ from tests.cpu.storages import stored, values
 from tests.cuda.schedules import in_every_schedule
 from tests.ref.bounds import noise, reordered_share, sensitivity
 from tests.ref.cases import ALL_DROPOUTS, BIASES, NOW, ROPES, lively_model, packed
+from ttr_fast.cuda.attention import kernels_for
 from ttr_fast.cuda.attention_plan import plan_attention
-from ttr_fast.cuda.attention_tiles import spec_for
 from ttr_fast.cuda.places import places_of
-from ttr_fast.cuda.transformer_block import transformer_block_backward, transformer_block_forward
-from ttr_fast.cuda.workspace import Workspace
+from ttr_fast.cuda.transformer_block import block_sites, transformer_block_backward, transformer_block_forward
+from ttr_fast.cuda.workspace import Workspace, on_device
 from ttr_ref.config import BlockConfig, DropoutConfig, ModelConfig, TimeConfig
 from ttr_ref.dropout import DropoutKey
 from ttr_ref.float_dtype import FloatDType
@@ -42,14 +42,14 @@ def config_of(kind: str, rope: str, time2vec: bool, dropout: DropoutConfig, dtyp
 def step(x: ndarray, dy: ndarray, params: TransformerBlockParams, at: Timeline, config: BlockConfig) -> tuple[ndarray, ndarray, Any]:
     """y, dx and the gradients, in arrays of their own; x and dy (B, T, E) in float64, params as masters."""
     dtype = config.float_dtype
-    spec = spec_for(dtype.compute, config.head_dim)
-    plan = plan_attention(at, at, config.causal, config.window, spec.tile)
     weights = named_tree_map(lambda name, a: stored(a, dtype) if is_matrix(name) else a, params)
     grads = named_tree_map(lambda name, a: np.full(a.shape, np.nan, np.float64 if is_frequency(name) else dtype.compute), params)
-    workspace, places = Workspace(), places_of(at, config)
+    workspace, sites = Workspace(), on_device(block_sites(config, KEY, LAYER))
+    places = places_of(at, config, "batch", workspace)
     rows, upstream = (stored(a.reshape(-1, E), dtype) for a in (x, dy))
+    plan = plan_attention(at, at, config.causal, config.window, kernels_for(rows.dtype, config.head_dim).tile)
     y, dx = np.empty_like(rows), np.empty_like(rows)
-    cache = transformer_block_forward(rows, weights, places, plan, config, KEY, LAYER, "block", y, workspace)
+    cache = transformer_block_forward(rows, weights, places, plan, config, sites, "block", y, workspace)
     transformer_block_backward(upstream, weights, grads, places, cache, dx, workspace)
     return y.reshape(x.shape), dx.reshape(x.shape), grads
 

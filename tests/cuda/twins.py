@@ -33,8 +33,8 @@ TWINS: dict[str, Twin] = {
     "next_event.next_event_backward": Twin(("next_event.NextEvents.all_orders",), "test_model.py"),
     "next_event.next_time_forward": Twin(("next_event.NextEvents.with_next_time",), "test_model.py"),
     "next_event.next_time_backward": Twin(("next_event.NextEvents.with_next_time_backward",), "test_model.py"),
-    "model.model_forward": Twin(("model.CudaModel.loss_and_gradients",), "test_model.py"),
-    "model.model_backward": Twin(("model.CudaModel.loss_and_gradients",), "test_model.py"),
+    "model.model_forward": Twin(("model.CudaModel.trunk",), "test_model.py"),
+    "model.model_backward": Twin(("model.CudaModel.trunk_backward",), "test_model.py"),
     "model.loss_forward": Twin(("model.CudaModel.loss_and_gradients",), "test_model.py"),
     "model.loss_backward": Twin(("model.CudaModel.loss_and_gradients",), "test_model.py"),
     # steps that are neither forward nor backward

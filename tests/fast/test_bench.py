@@ -1,8 +1,10 @@
 """`ttr bench`: what it prints, refuses and compares. No time is ever asserted."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +12,13 @@ from numba import get_num_threads
 
 from ttr_fast import cli
 from ttr_fast.bench import attention, gemm, machine
-from ttr_fast.bench.case import OURS, chosen_peers, processors
+from ttr_fast.bench.case import OURS, chosen_peers, processors, torch_has_gpu
 from ttr_fast.bench.client import Worker
 from ttr_fast.bench.events import MEAN_GAP
 from ttr_fast.bench.measure import Machine, Result, Timing, check_agreement, disagreement
 from ttr_fast.bench.report import figures, save_plot, table
 from ttr_fast.cpu.peak import TileProducts, read_through
+from ttr_fast.cuda import found
 from ttr_fast.errors import UserError
 
 QUICK = ["--samples", "2", "--least-ms", "1", "--threads", "1"]
@@ -91,6 +94,7 @@ REFUSED = {
     "plot": ([*SMALL, "--plot", "x.txt"], "--plot x.txt: expected a file that ends in .png, .pdf, .svg"),
     "folder": ([*SMALL, "--json", "no/where.jsonl"], "--json no/where.jsonl: there is no folder no"),
     "shape": (["gemm", "--shape", "3", "0", "4", "--against", "none"], "--shape must be at least 1, got 3 0 4"),
+    "compiled for GPUs": ([*SMALL, "--peer", "torch-flex"], "--peer torch-flex is compiled for GPUs: take --backend cuda with it"),
     "16-bit numpy": (
         ["gemm", "--dtype", "bf16", "--peer", "numpy"], "--peer numpy multiplies f32 only: NumPy's BLAS knows no 16-bit matrices"
     ),
@@ -142,7 +146,7 @@ def test_numpy_side_of_gemm() -> None:
 def test_the_worker_protocol() -> None:
     """Answers come one for one; what fails is told, and the worker goes on."""
     with Worker("numpy", 1) as worker:
-        assert worker.ask("describe")["text"].startswith("NumPy ")
+        assert worker.ask("describe", backend="cpu")["text"].startswith("NumPy ")
         for do in ("sample", "peak", "dance"):
             with pytest.raises(UserError, match=f"numpy: ValueError: there is no request '{do}' here"):
                 worker.ask(do)
@@ -155,8 +159,37 @@ def test_the_worker_protocol() -> None:
             worker.ask("prepare", kind="attention", case={"dtype": "f32"}, least_ms=1)
         worker.process.kill()
         with pytest.raises(UserError, match="numpy: the process that measures it ended with signal 9"):
-            worker.ask("describe")
+            worker.ask("describe", backend="cpu")
     assert worker.process.returncode == -9
+
+
+def test_an_answer_that_does_not_come() -> None:
+    """Is not waited for, and the process is gone."""
+    with Worker("numpy", 1, limit_s=0.2) as worker, pytest.raises(UserError, match=r"numpy: no answer within 0\.2 s"):
+        worker.ask_case("prepare", CASE, least_ms=1e6)
+    assert worker.process.returncode == -9
+
+
+@pytest.mark.parametrize("kind", ["attention", "gemm", "step", "decode", "memory", "table"])
+def test_without_a_gpu(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence, before any process is started."""
+    monkeypatch.setattr("ttr_fast.cuda.found.obstacle", lambda: found.Obstacle("there is no GPU here", "buy one"))
+    monkeypatch.setattr("ttr_fast.bench.measure.Worker", None)
+    with pytest.raises(UserError, match="--backend cuda: there is no GPU here; "):
+        cli.run(["bench", kind, "--backend", "cuda"])
+
+
+def test_a_torch_that_finds_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is no peer on a GPU, and one on the CPU."""
+    fake = SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: False))
+    monkeypatch.setitem(sys.modules, "torch", fake)
+    monkeypatch.setattr("ttr_fast.bench.case.torch_is_installed", lambda: True)
+    for available in (False, True):
+        torch_has_gpu.cache_clear()
+        fake.cuda.is_available = lambda available=available: available
+        assert chosen_peers("torch", (), ("torch", "numpy"), "cuda") == (("torch", "numpy") if available else ("numpy",))
+        assert chosen_peers("torch", (), ("torch",)) == ("torch",)
+    torch_has_gpu.cache_clear()
 
 
 def test_the_same_inputs_everywhere() -> None:
@@ -216,8 +249,7 @@ def test_who_is_compared_with(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_torch_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for module in ("bench.case", "commands.bench"):
-        monkeypatch.setattr(f"ttr_fast.{module}.torch_is_installed", lambda: False)
+    monkeypatch.setattr("ttr_fast.bench.case.torch_is_installed", lambda: False)
     cli.run(["bench", *SMALL, "--pass", "forward", "--json", "-", *QUICK])
     captured = capsys.readouterr()
     assert json.loads(captured.out)["peer"] is None

@@ -154,7 +154,7 @@ def test_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         Target(GEMM, "numpy", FASTER, True, 1e-9), Target(GEMM, "numpy", SLOWER, False, 1e-9), Target(GEMM, "torch", FASTER, True, 1.0),
         Target(wrong, "numpy", FASTER, True, 1.0), Target(GEMM, None, targets.OF_PEAK, True, 1e-9),
     ]  # fmt: skip
-    monkeypatch.setattr(targets, "all_targets", lambda threads, seed: rows)
+    monkeypatch.setattr(targets, "all_targets", lambda threads, seed, backend: rows)
     monkeypatch.setattr("ttr_fast.bench.measure.disagreement", lambda case, *outputs: "y is wrong" if case == wrong else None)
     file = tmp_path / "table.jsonl"
     cli.run(["bench", "table", "--quick", "--against", "none", "--json", str(file), "--threads", "1"])
@@ -162,7 +162,9 @@ def test_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     verdicts = [line.split("  ")[-1] for line in captured.out.splitlines()[2:]]
     assert verdicts == ["met", "falls short", "not measured", "not measured", "met"]
     assert "ours and numpy disagree, so nothing was timed: gemm f32 20 × 20 × 24, 1 threads: y is wrong" in captured.err
-    first, second = map(json.loads, file.read_text().splitlines())
+    first, failed, second = map(json.loads, file.read_text().splitlines())
+    assert failed["error"].endswith("y is wrong")
+    assert failed["targets"] == [{"measure": FASTER, "measured": None, "at least": 1.0, "met": None}]
     ratio, inverse = first["targets"]
     assert (ratio["measured"], ratio["at least"], ratio["met"]) == (first["ratio"], 1e-9, True)
     assert (inverse["measured"], inverse["at most"], inverse["met"]) == (first["ours_ms"] / first["peer_ms"], 1e-9, False)
@@ -175,7 +177,7 @@ def test_every_measure() -> None:
     measured = {name: measure(r) for name, measure in targets.MEASURES.items()}
     assert measured == {
         FASTER: 2.0, SLOWER: 0.5, targets.LESS_MEMORY: 0.25, targets.FEWER_ACTIVATIONS: 0.25, targets.OF_PEAK: r.gflops(r.ours) / 100.0,
-        targets.OF_READING: r.gb_per_s / 10.0, targets.EXTRA: 10.0, targets.COLD: 30.0, targets.WARM: 2.0,
+        targets.OF_READING: r.gb_per_s / 10.0, targets.TFLOPS: r.gflops(r.ours) / 1e3, targets.EXTRA: 10.0, targets.COLD: 30.0, targets.WARM: 2.0,
     }  # fmt: skip
     alone = result(GEMM)
     assert all(targets.MEASURES[name](alone) is None for name in (FASTER, SLOWER, targets.LESS_MEMORY, targets.FEWER_ACTIVATIONS))

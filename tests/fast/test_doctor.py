@@ -9,7 +9,7 @@ import pytest
 from ttr_fast import cli
 from ttr_fast.cuda import found
 from ttr_fast.cuda.found import Device, Driver, Obstacle
-from ttr_fast.model import load_backend
+from ttr_fast.model import check_usable, load_backend
 
 H200 = Device("NVIDIA H200", (9, 0), 139 * 2**30)
 
@@ -30,7 +30,6 @@ MACHINES = [
     (Driver((12, 4), (H200,)), ALL, r"the NVIDIA driver is too old: it knows CUDA 12\.4, 13\.0 is needed"),
     (Driver((13, 0), (H200,)), {}, "numba-cuda is not installed"),
     (Driver((13, 0), (H200,)), {"numba-cuda": "0.30.4", "nvidia-nvvm": "13.0.88"}, "nvidia-cuda-nvrtc is not installed"),
-    (Driver((13, 0), (H200,)), ALL, "no command is joined to its kernels yet"),
 ]
 
 
@@ -61,7 +60,7 @@ def test_commands_refuse_it_before_anything_else(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("driver, packages, said", MACHINES[:-1], ids=[said[:30] for *_, said in MACHINES[:-1]])
+@pytest.mark.parametrize("driver, packages, said", MACHINES, ids=[said[:30] for *_, said in MACHINES])
 def test_the_doctor_finds_the_same_and_tells_what_mends_it(
     driver: Driver | Obstacle, packages: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,6 +84,21 @@ def test_a_whole_machine(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     assert "\nGPU               NVIDIA H200, compute capability 9.0, 139.0 GiB\n" in text
     assert "\nNVIDIA driver     knows CUDA 13.1\n" in text
     assert "Missing" not in text
+    assert text.endswith("\nBackends that run here: cpu, cuda, reference\n")
+    check_usable("cuda")
+
+
+def test_the_simulator_needs_no_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """But greenlet."""
+    shown(monkeypatch, MACHINES[0][0], {"greenlet": "3"})
+    monkeypatch.setattr(found, "SIMULATED", True)
+    check_usable("cuda")
+    cli.run(["doctor"])
+    said = capsys.readouterr().out
+    assert said.endswith("\nBackends that run here: cpu, cuda, reference\ncuda is simulated on the CPU, since NUMBA_ENABLE_CUDASIM=1 is set\n")
+    shown(monkeypatch, MACHINES[0][0], {})
+    with pytest.raises(cli.UserError, match=r"^--backend cuda: greenlet, which the simulator of NUMBA_ENABLE_CUDASIM=1 needs, is not installed;"):
+        check_usable("cuda")
 
 
 def test_this_machine(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,8 @@
 """The README's Python runs as it stands, and its commands exist."""
 
+import importlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -40,3 +42,13 @@ def test_the_commands_exist() -> None:
     for line in lines:
         if target := re.match(r"make ([\w-]+)", line):
             assert re.search(rf"^{target[1]}:", makefile, re.MULTILINE)
+
+
+def test_the_commands_for_gpus_are_understood() -> None:
+    """Every line of docs/BUILD_GPU.md that calls ttr has options that the command takes; nothing is run."""
+    guide = (Path(__file__).parents[2] / "docs" / "BUILD_GPU.md").read_text().replace("\\\n", "")
+    lines = re.findall(r"^    (?:.*[ /])?ttr (\w+)(.*)$", guide, re.MULTILINE)
+    assert {name for name, _ in lines} == {"doctor", "demo", "train", "eval", "generate", "bench"}
+    for name, options in lines:
+        command = importlib.import_module(f"ttr_fast.commands.{name}").Command
+        assert isinstance(cli.read_options(command, name, shlex.split(options)), command)

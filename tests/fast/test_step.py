@@ -1,6 +1,8 @@
 """One step of training, whole or in parts."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,9 +10,12 @@ from hypothesis import given, settings, strategies as st
 
 from tests.ref.bounds import reordered_share, same_bits, sensitivity
 from tests.ref.cases import ALL_DROPOUTS, lively_model, model_configs, packed, random_batch, seeds
+from ttr_fast.data.sequences import EventSequences
 from ttr_fast.model import Backend, ReferenceBackend, load_backend
+from ttr_fast.training.loop import train
+from ttr_fast.training.metrics import MetricsFile
 from ttr_fast.training.step import accumulated, parts_of, train_start, train_step
-from ttr_ref.adamw import adamw_init
+from ttr_ref.adamw import AdamWState, adamw_init
 from ttr_ref.config import BlockConfig, ModelConfig, TrainConfig
 from ttr_ref.float_dtype import FloatDType
 from ttr_ref.next_event import Batch
@@ -51,7 +56,7 @@ def test_a_part_is_the_batch_without_the_others(name: str) -> None:
     targets = float(batch.is_target.sum())
     each = [load_backend(name).loss_and_gradients(params, part, config, train, 0, 4.0, targets) for part in parts_of(batch, 2)]  # type: ignore[arg-type]
     loss, grads = accumulated(load_backend(name), params, batch, config, train, 0, 4.0)  # type: ignore[arg-type]
-    assert loss == each[0][0] + each[1][0]
+    assert float(loss) == float(each[0][0]) + float(each[1][0])
     assert same_bits(grads, tree_map(np.add, each[0][1], each[1][1]))
     halves = list(parts_of(batch, 2))
     assert set(halves[0].at.document.ravel()) & set(halves[1].at.document.ravel()) <= {-1}, "a document keeps its number, and so its dropout"
@@ -70,10 +75,56 @@ def test_nothing_to_predict_moves_nothing() -> None:
     state, batch = train_start(config, train), problem(config, 0)
     batch.is_target[:2] = False
     assert len(list(parts_of(batch, 4))) <= 2
-    loss, _ = accumulated(ReferenceBackend(), state.params, batch, config, train, 0, 1.0)
-    assert loss == pytest.approx(accumulated(ReferenceBackend(), state.params, batch, config, replace(train, accumulate=1), 0, 1.0)[0], rel=1e-13)
+    losses = [float(accumulated(ReferenceBackend(), state.params, batch, config, how, 0, 1.0)[0]) for how in (train, replace(train, accumulate=1))]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-13)
     batch.is_target[:] = False
     backend: Backend = Untouched()
     after, report = train_step(backend, state, batch, config, train)
     assert (after.step, report.targets, report.loss, report.skipped) == (1, 0, 0.0, False)
     assert same_bits((after.params, after.optimizer.m), (state.params, adamw_init(state.params).m))
+
+
+class Elsewhere:
+    """An array that no host can read."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.size = array, array.size
+
+
+class FarBackend(ReferenceBackend):
+    """Keeps what it moves elsewhere, as a GPU does; `on_host` alone fetches it."""
+
+    @staticmethod
+    def near(tree: Any) -> Any:
+        return tree_map(lambda a: a.array if isinstance(a, Elsewhere) else a, tree)
+
+    def loss_and_gradients(self, params: Any, *arguments: Any, **named: Any) -> Any:
+        return super().loss_and_gradients(self.near(params), *arguments, **named)
+
+    def update(self, params: Any, grads: Any, optimizer: Any, *arguments: Any) -> Any:
+        optimizer = AdamWState(self.near(optimizer.m), self.near(optimizer.v), optimizer.steps)
+        params, optimizer, norm = super().update(self.near(params), grads, optimizer, *arguments)
+        m, v = (tree_map(Elsewhere, tree) for tree in (optimizer.m, optimizer.v))
+        return tree_map(Elsewhere, params), AdamWState(m, v, optimizer.steps), norm
+
+    def predict(self, params: Any, *arguments: Any) -> Any:
+        return super().predict(self.near(params), *arguments)
+
+    def on_host(self, tree: Any) -> Any:
+        return self.near(tree)
+
+
+def test_a_backend_may_keep_parameters_to_itself(tmp_path: Path) -> None:
+    """What is saved and what comes out in the end are arrays of the host, the same as with a backend that hides nothing."""
+    lengths, rng = np.full(6, 9), np.random.default_rng(0)
+    times = rng.integers(1, 50, (6, 9)).cumsum(1).ravel()
+    offsets = np.concatenate([[0], lengths.cumsum()])
+    events = EventSequences(tuple("abcdef"), rng.integers(0, 3, 54).astype(np.int32), times, offsets, tuple("xyz"))
+    config = ModelConfig(3, 1, BlockConfig(8, 4, 2, window=4))
+    run = TrainConfig(steps=3, rows=2, length=6, evaluate_every=2)
+    ends, saved = [], dict[str, list[Any]](near=[], far=[])
+    for name, backend in (("near", ReferenceBackend()), ("far", FarBackend())):
+        metrics, kept = MetricsFile(tmp_path / f"{name}.jsonl"), saved[name]
+        ends.append(train(backend, events, events, config, run, metrics, name, keep=lambda state, _, kept=kept: kept.append(state)))
+    assert all(same_bits((state.params, state.optimizer.m), (other.params, other.optimizer.m)) for state, other in zip(*saved.values(), strict=True))
+    assert same_bits((ends[0].params, ends[0].optimizer.v), (ends[1].params, ends[1].optimizer.v))

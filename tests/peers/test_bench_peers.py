@@ -3,11 +3,13 @@
 Each side runs in a worker process, as when it is timed.
 """
 
+import importlib
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from tests.ref.cases import BIASES
 from ttr_fast import cli
@@ -30,6 +32,18 @@ def test_torch_bias_agrees_with_the_oracle(bias: str, dtype: str) -> None:
     theirs, oracle = (side.named(side.call()) for side in (attention.SIDES[name](case) for name in ("torch-bias", "numpy")))
     assert disagreement(case, oracle, theirs) is None
     assert sum(name.startswith("dbias") for name in theirs) == {"none": 0, "linear": 1, "log": 2, "exp": 2, "table": 1}[bias]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of how slow it is uncompiled, and of what its tracer touches
+@pytest.mark.parametrize("bias", BIASES)
+def test_flex_attention_agrees_with_the_oracle(bias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """O and every gradient. PyTorch compiles it for GPUs and refuses gradients on the CPU: here it is traced and runs as it is written."""
+    flex, compiler = importlib.import_module("torch.nn.attention.flex_attention"), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compiler(function, **(options | {"backend": "eager"})))
+    monkeypatch.setattr(flex, "_validate_device", lambda *tensors: None)
+    case = replace(CASE, bias=bias)
+    theirs, oracle = (side.named(side.call()) for side in (attention.with_torch(case, "flex"), attention.SIDES["numpy"](case)))
+    assert disagreement(case, oracle, theirs) is None
 
 
 @pytest.mark.parametrize("passes", ["forward", "both"])

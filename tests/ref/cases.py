@@ -105,11 +105,14 @@ def aligned_to_the_end(rng: np.random.Generator, rows: int, queries: int, keys: 
 
 
 @st.composite
-def problems(draw: st.DrawFn, kinds: tuple[str, ...] = BIASES, dropout: bool = True, self_attention: bool = False, most: int = 9) -> Problem:
+def problems(
+    draw: st.DrawFn, kinds: tuple[str, ...] = BIASES, dropout: bool = True, self_attention: bool = False, most: int = 9,
+    widths: tuple[int, ...] = (2, 4, 6),
+) -> Problem:  # fmt: skip
     """Attention over packed rows, over padded rows, or of a few queries to more keys (or the other way round)."""
     rng = np.random.default_rng(draw(seeds))
     heads, groups = draw(head_counts)
-    rows, width, keys = draw(st.integers(1, 3)), draw(st.sampled_from([2, 4, 6])), draw(st.integers(1, most))
+    rows, width, keys = draw(st.integers(1, 3)), draw(st.sampled_from(widths)), draw(st.integers(1, most))
     layout = draw(st.sampled_from(["packed", "padded"] if self_attention else ["packed", "padded", "aligned"]))
     times = draw(time_kinds)
     if layout == "packed":
@@ -137,15 +140,24 @@ def model_configs(draw: st.DrawFn, **fixed: object) -> ModelConfig:
     """Small models with every option; `fixed` holds fields of ModelConfig or BlockConfig that are not to be drawn."""
     heads, kv_heads = draw(head_counts)
     block = {
-        "embed_dim": heads * draw(st.sampled_from([2, 4])), "hidden_dim": draw(st.integers(1, 5)), "heads": heads, "kv_heads": kv_heads,
-        "window": draw(st.none() | st.integers(1, 9)), "rope": draw(st.sampled_from(ROPES)), "time_bias": draw(st.sampled_from(BIASES)),
-        "time2vec": draw(st.booleans()), "table_knots": 5,
+        "embed_dim": heads * draw(st.sampled_from([2, 4])),
+        "hidden_dim": draw(st.integers(1, 5)),
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "window": draw(st.none() | st.integers(1, 9)),
+        "rope": draw(st.sampled_from(ROPES)),
+        "time_bias": draw(st.sampled_from(BIASES)),
+        "time2vec": draw(st.booleans()),
+        "table_knots": 5,
         "time": TimeConfig(origin=NOW, unit=draw(st.sampled_from([1.0, 600.0])), shortest=draw(st.sampled_from([1.0, 60.0])), span=1e6),
     }
     order = draw(st.sampled_from([None, "token_then_time", "time_then_token", "both"]))
     model = {
-        "vocab_size": draw(st.integers(2, 7)), "layers": draw(st.integers(1, 3)), "tied": draw(st.booleans()),
-        "time_head": None if order is None else TimeHeadConfig(3, order), "loss_chunk": draw(st.integers(1, 30)),
+        "vocab_size": draw(st.integers(2, 7)),
+        "layers": draw(st.integers(1, 3)),
+        "tied": draw(st.booleans()),
+        "time_head": None if order is None else TimeHeadConfig(3, order),
+        "loss_chunk": draw(st.integers(1, 30)),
     }
     for name, value in fixed.items():
         (model if name in model else block)[name] = value

@@ -5,6 +5,7 @@ find ready; what is learned is in the graph:
 
     torch-plain   scaled_dot_product_attention(is_causal=True): PyTorch's own blocked kernel, without any bias
     torch-bias    the bias built from its parameters and passed as attn_mask: what the same model costs in PyTorch
+    torch-flex    the bias as score_mod of FlexAttention, compiled; on a GPU only
     numpy         the oracle, ttr_ref.attention
     ours-plain    ours without dropout
 """
@@ -31,9 +32,10 @@ from ttr_ref.timeline import Timeline, timeline_from_lengths
 from ttr_ref.tree import named_leaves, tree_map
 
 PassName = Literal["forward", "both"]
-PeerName = Literal["torch-plain", "torch-bias", "numpy", "ours-plain"]
+PeerName = Literal["torch-plain", "torch-bias", "torch-flex", "numpy", "ours-plain"]
 MOST_SCORES = {"numpy": 2**25, "torch-bias": 2**28}
 """These hold several float arrays of this many numbers."""
+MOST_SCORES_ON_GPU = MOST_SCORES | {"torch-bias": 2**31}
 COMPARED_LENGTH = 4096
 """Longer rows are not compared: their products would take longer than what is timed."""
 TABLE_KNOTS = 32
@@ -95,7 +97,7 @@ class Case(common.Case):
     def rest(self) -> str:
         """Heads and what is done with them."""
         dropped = f" dropout {self.dropout:g}" if self.dropout else ""
-        return f"H{self.heads} D{self.head_dim} {self.bias}{dropped} {self.passes}, {self.threads} threads"
+        return f"H{self.heads} D{self.head_dim} {self.bias}{dropped} {self.passes}, {self.where}"
 
     def small(self) -> Self:
         """One row of a few events."""
@@ -176,17 +178,17 @@ def with_numpy(case: Case) -> Prepared:
     return prepared(case, "ttr_ref.attention", lambda a: a.astype(FloatDType(case.dtype).compute), lambda o: o)
 
 
-def with_torch(case: Case, biased: bool) -> Prepared:
-    """PyTorch's module is imported by the process that needs it."""
-    side: Prepared = importlib.import_module("ttr_fast.bench.torch_attention").prepared(case, biased)
+def with_torch(case: Case, bias: str, device: str = "cpu") -> Prepared:
+    """PyTorch's module is imported by the process that needs it. bias: none, mask or flex."""
+    side: Prepared = importlib.import_module("ttr_fast.bench.torch_attention").prepared(case, bias, device)
     return side
 
 
 SIDES: dict[str, Callable[[Case], Prepared]] = {
     OURS: ours,
     "ours-plain": lambda case: ours(replace(case, dropout=0.0)),
-    "torch-plain": lambda case: with_torch(case, biased=False),
-    "torch-bias": lambda case: with_torch(case, biased=True),
+    "torch-plain": lambda case: with_torch(case, "none"),
+    "torch-bias": lambda case: with_torch(case, "mask"),
     "numpy": with_numpy,
 }
 
@@ -208,6 +210,8 @@ class AttentionOptions(common.Options):
         ttr bench attention --dtype bf16 f16 --peer torch-plain
 
         ttr bench attention --dropout 0.1 --peer ours-plain
+
+        ttr bench attention --backend cuda --dtype bf16 --length 8192 --heads 16 --head-dim 128
     """
 
     dtype: tuple[Literal["f32", "f64", "bf16", "f16"], ...] = ("f32",)
@@ -223,7 +227,7 @@ class AttentionOptions(common.Options):
     dropout: float = 0.0
     """Probability of dropping an attention weight, on both sides but for ours-plain."""
     peer: tuple[PeerName, ...] = ()
-    """What to compare with; not given: torch-plain and torch-bias."""
+    """What to compare with; not given: torch-plain and torch-bias, on a GPU torch-flex too."""
 
     def comparisons(self) -> list[tuple[common.Case, str | None]]:
         """The product of all options."""
@@ -233,10 +237,11 @@ class AttentionOptions(common.Options):
         given_all({"--dtype": self.dtype, "--bias": self.bias, "--pass": self.passes})
         if not 0 <= self.dropout < 1:
             raise UserError(f"--dropout must be in [0, 1), got {self.dropout:g}")
-        peers = chosen_peers(self.against, self.peer, ("torch-plain", "torch-bias"))
+        usual = ("torch-plain", "torch-bias", "torch-flex") if self.backend == "cuda" else ("torch-plain", "torch-bias")
+        peers = chosen_peers(self.against, self.peer, usual, self.backend)
         cases = [
             Case(
-                dtype=dtype, threads=threads, seed=self.seed, length=length, heads=heads, head_dim=head_dim, batch=batch, bias=bias, passes=passes,
+                dtype=dtype, **self.setting(threads), length=length, heads=heads, head_dim=head_dim, batch=batch, bias=bias, passes=passes,
                 dropout=self.dropout,
             )
             for dtype, batch, heads, head_dim, bias, passes, threads, length in itertools.product(
@@ -249,8 +254,9 @@ class AttentionOptions(common.Options):
 def checked(comparisons: list[tuple[common.Case, str | None]]) -> list[tuple[common.Case, str | None]]:
     """Raises UserError where a peer would hold more scores than memory has room for."""
     for case, peer in comparisons:
-        if isinstance(case, Case) and peer in MOST_SCORES and (scores := case.batch * case.heads * case.length**2) > MOST_SCORES[peer]:
-            raise UserError(
-                f"--peer {peer} holds all B·H·T² scores at once, {MOST_SCORES[peer]:,} at most, got {scores:,}: try a smaller --length"
-            )
+        most = MOST_SCORES_ON_GPU if case.backend == "cuda" else MOST_SCORES
+        if isinstance(case, Case) and peer in most and (scores := case.batch * case.heads * case.length**2) > most[peer]:
+            raise UserError(f"--peer {peer} holds all B·H·T² scores at once, {most[peer]:,} at most, got {scores:,}: try a smaller --length")
+        if peer == "torch-flex" and case.backend == "cpu":
+            raise UserError("--peer torch-flex is compiled for GPUs: take --backend cuda with it")
     return comparisons

@@ -1,6 +1,8 @@
 """What every kind of benchmark has in common: a case, what is called, and the options of the command."""
 
 import abc
+import functools
+import importlib
 import importlib.util
 import os
 from collections.abc import Callable
@@ -12,13 +14,16 @@ import numpy as np
 import tyro
 from numpy import ndarray
 
+from ttr_fast.cuda.found import SIMULATED
 from ttr_fast.errors import UserError
+from ttr_fast.model import check_usable
 from ttr_ref.float_dtype import HALF_FORMATS, FloatDType
 
 if TYPE_CHECKING:
-    from ttr_fast.bench.measure import Result
+    from ttr_fast.bench.measure import Failure, Result
 
 OURS = "ours"
+BenchBackend = Literal["cpu", "cuda"]
 PLOT_SUFFIXES = (".png", ".pdf", ".svg")
 
 
@@ -29,11 +34,16 @@ class Prepared(NamedTuple):
     named: Callable[[Any], dict[str, ndarray]]
     activation_bytes: Callable[[], int] | None = None
     """What is held between forward and backward, scratch included; None where that is not known."""
+    seconds_of: Callable[[Callable[[], Any], int], float] | None = None
+    """Mean seconds of so many calls, by a clock of its own; None: that of the host."""
+    peak_bytes: Callable[[], int] | None = None
+    """How far memory has risen beyond the inputs, where it is not that of the process."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case(abc.ABC):
-    """One problem to be timed. The module ttr_fast.bench.KIND holds a subclass called Case and SIDES, which prepare it for a side."""
+    """One problem to be timed. The module ttr_fast.bench.KIND holds a subclass called Case and SIDES, which prepare it for a side;
+    for a GPU, SIDES are those of ttr_fast.bench.cuda_KIND."""
 
     kind: ClassVar[str]
     axis: ClassVar[str] = "size"
@@ -41,6 +51,12 @@ class Case(abc.ABC):
     dtype: str
     threads: int
     seed: int = 0
+    backend: BenchBackend = "cpu"
+
+    @property
+    def where(self) -> str:
+        """What it runs on, in words."""
+        return "GPU" if self.backend == "cuda" else f"{self.threads} threads"
 
     @property
     @abc.abstractmethod
@@ -98,10 +114,12 @@ def processors() -> int:
 class Options(abc.ABC):
     """What can be said of every benchmark."""
 
+    backend: BenchBackend = "cpu"
+    """cuda: on an NVIDIA GPU."""
     against: Literal["torch", "none"] = "torch"
     """What to compare with unless --peer says it: PyTorch, or nothing."""
     threads: tuple[int, ...] = (processors(),)
-    """Threads of each side."""
+    """Threads of each side, on the CPU."""
     samples: int = 9
     """Samples of each side; medians and quartiles are of these."""
     least_ms: float = 50.0
@@ -118,9 +136,18 @@ class Options(abc.ABC):
     goes_on: ClassVar[bool] = False
     """Whether the others are still measured after a comparison that failed."""
 
+    @property
+    def limit_s(self) -> float | None:
+        """Seconds that a process may take for one answer; None: as long as it likes."""
+        return None
+
     @abc.abstractmethod
     def comparisons(self) -> list[tuple[Case, str | None]]:
         """Every case with its peer, None for our side alone. Raises UserError."""
+
+    def setting(self, threads: int) -> dict[str, Any]:
+        """What every case is told."""
+        return {"threads": threads, "seed": self.seed, "backend": self.backend}
 
     def starts_cold(self, case: Case, peer: str | None) -> bool:
         """Whether cold starts of this comparison are timed."""
@@ -130,7 +157,7 @@ class Options(abc.ABC):
         """(samples of each side, milliseconds that one takes at least)."""
         return self.samples, self.least_ms
 
-    def record(self, result: "Result") -> dict[str, Any]:
+    def record(self, result: "Result | Failure") -> dict[str, Any]:
         """The line of --json."""
         return result.record()
 
@@ -146,6 +173,10 @@ class Options(abc.ABC):
         at_least("--seed", self.seed, 0)
         if not 0 < self.least_ms < float("inf"):
             raise UserError(f"--least-ms must be positive, got {self.least_ms}")
+        if self.backend == "cuda":
+            check_usable("cuda")
+            if self.threads != (processors(),):
+                raise UserError("--threads is for the CPU: leave it out with --backend cuda")
         if not self.threads or not all(1 <= n <= processors() for n in self.threads):
             raise UserError(f"--threads must be from 1 to {processors()}, the processors there are, got {shown(self.threads)}")
         if self.plot is not None and self.plot.suffix.lower() not in PLOT_SUFFIXES:
@@ -174,20 +205,36 @@ def shown(values: tuple[Any, ...]) -> str:
     return " ".join(map(str, values)) or "nothing"
 
 
-def chosen_peers(against: str, named: tuple[str, ...], defaults: tuple[str, ...]) -> tuple[str | None, ...]:
+def chosen_peers(against: str, named: tuple[str, ...], defaults: tuple[str, ...], backend: BenchBackend = "cpu") -> tuple[str | None, ...]:
     """The peers of a run; None alone where nothing is compared, be it that PyTorch is not there."""
     if against == "none" and named:
         raise UserError(f"--against none compares with nothing, but --peer {shown(named)} was given: leave one of them out")
     if against == "none":
         return (None,)
     peers = dict.fromkeys(named or defaults)
-    there = tuple(p for p in peers if not p.startswith("torch") or torch_is_installed())
+    there = tuple(p for p in peers if not p.startswith("torch") or torch_is_there(backend))
     return there or (None,)
 
 
 def torch_is_installed() -> bool:
     """Found without importing it."""
     return importlib.util.find_spec("torch") is not None
+
+
+@functools.cache
+def torch_has_gpu() -> bool:
+    """Whether PyTorch is installed, made for CUDA, and finds a GPU."""
+    return torch_is_installed() and bool(importlib.import_module("torch").cuda.is_available())
+
+
+def torch_is_there(backend: BenchBackend) -> bool:
+    """Whether PyTorch can be measured on the same hardware."""
+    return torch_has_gpu() if backend == "cuda" else torch_is_installed()
+
+
+def is_simulated(backend: BenchBackend) -> bool:
+    """Whether kernels for the GPU run in the simulator, and times say nothing."""
+    return backend == "cuda" and SIMULATED
 
 
 def as_tensor(torch: Any, a: ndarray) -> Any:
@@ -200,5 +247,5 @@ def as_tensor(torch: Any, a: ndarray) -> Any:
 def from_tensor(torch: Any, tensor: Any) -> ndarray:
     """An array, of float32 where the tensor has 16 bits."""
     tensor = tensor.detach()
-    array: ndarray = (tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()).numpy()
+    array: ndarray = (tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()).cpu().numpy()
     return array

@@ -84,7 +84,7 @@ class Case(NetworkSizes, common.Case):
     @property
     def rest(self) -> str:
         """The network."""
-        return f"{self.dtype} B{self.batch} W{self.window} {self.network} {self.bias}, {self.threads} threads"
+        return f"{self.dtype} B{self.batch} W{self.window} {self.network} {self.bias}, {self.where}"
 
     def small(self) -> Self:
         """A few tokens through one block."""
@@ -138,9 +138,9 @@ def prepared(case: Case, name: BackendName) -> Prepared:
     return Prepared(logits, lambda last: {"logits": last})
 
 
-def with_torch(case: Case) -> Prepared:
+def with_torch(case: Case, device: str = "cpu") -> Prepared:
     """PyTorch's module is imported by the process that needs it."""
-    side: Prepared = importlib.import_module("ttr_fast.bench.torch_decode").prepared(case)
+    side: Prepared = importlib.import_module("ttr_fast.bench.torch_decode").prepared(case, device)
     return side
 
 
@@ -163,6 +163,8 @@ class DecodeOptions(NetworkSizes, common.Options):
         ttr bench decode --window 128 --position 128 1280 12800 --peer ours-at-window --plot decode.png
 
         ttr bench decode --window 1024 --embed-dim 768 --hidden-dim 2048 --heads 12 --layers 12 --vocabulary 32768 --dtype f32 f16
+
+        ttr bench decode --backend cuda --dtype bf16 --batch 128 --window 2048 --embed-dim 1024 --hidden-dim 4096 --heads 16 --layers 24
     """
 
     dtype: tuple[Literal["f32", "bf16", "f16"], ...] = ("f32",)
@@ -187,7 +189,7 @@ class DecodeOptions(NetworkSizes, common.Options):
         given_all({"--dtype": self.dtype, "--bias": self.bias})
         cases = [
             Case(
-                dtype=dtype, threads=threads, seed=self.seed, position=position, window=self.window, batch=self.batch, bias=bias, **self.sizes
+                dtype=dtype, position=position, window=self.window, batch=self.batch, bias=bias, **(self.setting(threads) | self.sizes)
             )
             for dtype, bias, threads, position in itertools.product(self.dtype, self.bias, self.threads, self.position or (self.window,))
         ]  # fmt: skip
@@ -195,5 +197,5 @@ class DecodeOptions(NetworkSizes, common.Options):
             assert all(case.config for case in cases)
         except ValueError as error:
             raise UserError(str(error)) from error
-        peers = chosen_peers(self.against, self.peer, ("torch-plain",))
+        peers = chosen_peers(self.against, self.peer, ("torch-plain",), self.backend)
         return [(case, peer) for case in cases for peer in peers]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy import ndarray
 
 from ttr_fast.bench import case as common
-from ttr_fast.bench.case import OURS, Prepared, as_tensor, at_least, chosen_peers, given_all, stored_eps
+from ttr_fast.bench.case import OURS, Prepared, as_tensor, at_least, chosen_peers, from_tensor, given_all, stored_eps
 from ttr_fast.errors import UserError
 from ttr_ref.float_dtype import FloatDType, to_storage
 
@@ -50,12 +50,12 @@ class Case(common.Case):
     @property
     def series(self) -> str:
         """Without sizes."""
-        return f"{self.dtype}, {self.threads} threads"
+        return f"{self.dtype}, {self.where}"
 
     @property
     def label(self) -> str:
         """As a row of the table begins."""
-        return f"gemm {self.dtype} {self.m} × {self.k} × {self.n}, {self.threads} threads"
+        return f"gemm {self.dtype} {self.m} × {self.k} × {self.n}, {self.where}"
 
     def small(self) -> Self:
         """A few dozen rows and columns."""
@@ -97,16 +97,17 @@ def with_numpy(case: Case) -> Prepared:
     return prepared(lambda x, w, y: np.matmul(x, w, out=y), case)
 
 
-def with_torch(case: Case) -> Prepared:
-    """Tensors over the same memory."""
+def with_torch(case: Case, device: str = "cpu") -> Prepared:
+    """On the CPU, tensors over the same memory."""
     torch: Any = importlib.import_module("torch")  # it need not be installed
     torch.set_num_threads(case.threads)
+    x, w, y = (as_tensor(torch, a).to(device) for a in inputs(case))
 
-    def product(x: Any, w: Any, y: Any) -> Any:
+    def product() -> Any:
         with torch.no_grad():
             return torch.mm(x, w, out=y)
 
-    return prepared(product, case, lambda a: as_tensor(torch, a))
+    return Prepared(product, lambda y: {"y": from_tensor(torch, y).astype(np.float64)})
 
 
 SIDES: dict[str, Callable[[Case], Prepared]] = {
@@ -128,6 +129,8 @@ class GemmOptions(common.Options):
         ttr bench gemm --size 512 1024 2048 --dtype f32 bf16 --plot gemm.png
 
         ttr bench gemm --shape 4096 512 2048 --peer numpy torch --json -
+
+        ttr bench gemm --backend cuda --dtype bf16 --size 8192
     """
 
     dtype: tuple[Literal["f32", "bf16", "f16"], ...] = ("f32",)
@@ -145,10 +148,10 @@ class GemmOptions(common.Options):
         for shape in shapes:
             at_least("--shape" if shape in self.shape else "--size", shape if shape in self.shape else shape[0], 1)
         given_all({"--dtype": self.dtype})
-        peers = chosen_peers(self.against, self.peer, ("torch",))
+        peers = chosen_peers(self.against, self.peer, ("torch",), self.backend)
         if "numpy" in peers and set(self.dtype) != {"f32"}:
             raise UserError("--peer numpy multiplies f32 only: NumPy's BLAS knows no 16-bit matrices")
         return [
-            (Case(dtype=dtype, threads=threads, seed=self.seed, m=m, k=k, n=n), peer)
+            (Case(dtype=dtype, **self.setting(threads), m=m, k=k, n=n), peer)
             for dtype, threads, (m, k, n), peer in itertools.product(self.dtype, self.threads, shapes, peers)
         ]

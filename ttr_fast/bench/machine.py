@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,12 +29,22 @@ def seconds_of(call: Callable[[], Any], calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def calls_lasting(call: Callable[[], Any], least_seconds: float) -> int:
+def calls_lasting(call: Callable[[], Any], least_seconds: float, clock: Callable[[Callable[[], Any], int], float] = seconds_of) -> int:
     """How many calls take about that long; runs the call once at least."""
     calls = 1
-    while (each := seconds_of(call, calls)) * calls < least_seconds / 4:
+    while (each := clock(call, calls)) * calls < least_seconds / 4:
         calls *= 2
     return max(1, math.ceil(least_seconds / each))
+
+
+class Peak(Protocol):
+    """The fastest products that there are."""
+
+    text: str
+    """What is multiplied, in words."""
+
+    def gflops(self) -> float:
+        """One sample."""
 
 
 class MatrixPeak:
@@ -51,15 +61,20 @@ class MatrixPeak:
             call = functools.partial(products.run, repeats)
             found.append((min(seconds_of(call, 1) for _ in range(PEAK_SAMPLES)) / repeats / products.flops_per_repeat, call, products, repeats))
         _, self.call, products, repeats = min(found, key=lambda row: row[0])
-        self.flops = repeats * products.flops_per_repeat
+        self.flops, self.text = repeats * products.flops_per_repeat, f"{dtype} products in the first cache"
 
     def gflops(self) -> float:
         """One sample."""
         return self.flops / seconds_of(self.call, 1) / 1e9
 
 
-def read_bandwidth() -> float:
-    """GB/s of all threads reading."""
+def matrix_peak(side: str, dtype: str) -> MatrixPeak:
+    """On all threads, whichever side asks."""
+    return MatrixPeak(dtype)
+
+
+def bandwidth(side: str) -> float:
+    """GB/s of all threads reading, whichever side asks."""
     from ttr_fast.cpu.peak import read_through
 
     x = np.ones(max(LEAST_BUFFER, TIMES_CACHE * last_cache_bytes()) // 4 // 2**16 * 2**16, np.float32)

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from ttr_fast.bench.case import OURS, Case, Options
+from ttr_fast.bench.case import OURS, Case, Options, is_simulated, torch_is_there
 from ttr_fast.bench.client import Worker
 from ttr_fast.errors import UserError
+from ttr_ref.float_dtype import HALF_FORMATS
 
 PAUSE = 0.02
 """Seconds between turns: threads of the other side that wait by spinning fall asleep."""
@@ -25,7 +26,7 @@ PAUSE = 0.02
 
 @dataclass(frozen=True)
 class Machine:
-    """What the hardware did at most on that many threads: the best sample of products in the run so far, and reading."""
+    """What the hardware did at most on that many threads: the best sample of products in the run so far, and reading; on a GPU, copying."""
 
     peak_gflops: float
     read_gb_per_s: float
@@ -102,13 +103,28 @@ class Result:
             "peak_mib": ours.peak_mib, "peer_peak_mib": peer and peer.peak_mib, "results_mib": self.case.result_bytes(OURS) / 2**20,
             "activations_mib": ours.activations_mib, "peer_activations_mib": peer and peer.activations_mib, "machine": asdict(self.machine),
         }  # fmt: skip
+        if is_simulated(self.case.backend):
+            record["simulated"] = True
         if ours.cold_seconds is not None:
             record |= {"ours_cold_seconds": ours.cold_seconds, "peer_cold_seconds": peer and peer.cold_seconds}
         return record
 
 
-def compare_all(comparisons: list[tuple[Case, str | None]], options: Options, say: Callable[[str], None]) -> Iterator[Result]:
-    """Every comparison, with a progress bar on stderr; `say` is told what runs. Raises UserError."""
+@dataclass(frozen=True)
+class Failure:
+    """A comparison that could not be made, and why."""
+
+    case: Case
+    peer_name: str | None
+    reason: str
+
+    def record(self) -> dict[str, Any]:
+        """The line of --json."""
+        return {"case": {"kind": self.case.kind} | asdict(self.case), "peer": self.peer_name, "error": self.reason}
+
+
+def compare_all(comparisons: list[tuple[Case, str | None]], options: Options, say: Callable[[str], None]) -> Iterator[Result | Failure]:
+    """Every comparison, with a progress bar on stderr; `say` is told what runs. Raises UserError, but where the options go on after a failure."""
     from tqdm import tqdm
 
     machines: dict[tuple[str, int], MachineWorker] = {}
@@ -117,31 +133,47 @@ def compare_all(comparisons: list[tuple[Case, str | None]], options: Options, sa
     with ExitStack() as run, tqdm(total=total, unit="sample", file=sys.stderr, dynamic_ncols=True, disable=None) as bar:
         for case, peer in comparisons:
             bar.set_description(case.label + (f" against {peer}" if peer else ""))
-            key = "f64" if case.dtype == "f64" else "f32", case.threads  # 16-bit numbers are summed as float32
-            if key not in machines:
-                machines[key] = MachineWorker(run.enter_context(Worker(OURS, case.threads)), key[0])
-            with ExitStack() as stack:
-                workers = {side: stack.enter_context(Worker(side, case.threads)) for side in (OURS, peer) if side is not None}
-                for side, worker in workers.items():
-                    if (side, case.threads) not in told:
-                        say(f"{side}: {worker.ask('describe')['text']}")
-                        told.add((side, case.threads))
-                try:
-                    yield compared(case, peer, workers, machines[key], options, bar.update)
-                except UserError as error:
-                    if not options.goes_on:
-                        raise
-                    say(str(error))
-    for (dtype, threads), m in machines.items():
-        say(f"the machine: {m.best:.0f} GF/s of {dtype} products in the first cache, reads {m.read_gb_per_s:.1f} GB/s, {threads} threads")
+            try:
+                with ExitStack() as stack:
+                    workers = {side: stack.enter_context(Worker(side, case.threads, options.limit_s)) for side in (OURS, peer) if side is not None}
+                    for side, worker in workers.items():
+                        if (side, case.threads) not in told:
+                            say(f"{side}: {worker.ask('describe', backend=case.backend)['text']}")
+                            told.add((side, case.threads))
+                    key = machine_key(case)
+                    if key not in machines:
+                        machines[key] = MachineWorker(run.enter_context(Worker(machine_side(case), case.threads, options.limit_s)), key[0], case)
+                    found: Result | Failure = compared(case, peer, workers, machines[key], options, bar.update)
+            except UserError as error:
+                if not options.goes_on:
+                    raise
+                say(str(error))
+                found = Failure(case, peer, str(error))
+            yield found
+    for (_, threads), m in machines.items():
+        moved = "copies" if m.backend == "cuda" else "reads"
+        say(f"the machine: {m.best:.0f} GF/s of {m.text}, {moved} {m.read_gb_per_s:.1f} GB/s{'' if m.backend == 'cuda' else f', {threads} threads'}")
+
+
+def machine_key(case: Case) -> tuple[str, int]:
+    """(the type whose products are the machine's peak, threads): the CPU sums 16-bit numbers as float32, a GPU has instructions for them."""
+    kept = ("f64", "bf16", "f16") if case.backend == "cuda" else ("f64",)
+    return case.dtype if case.dtype in kept else "f32", case.threads
+
+
+def machine_side(case: Case) -> str:
+    """Who measures the peak: 16-bit products of a GPU are best made by PyTorch's cuBLAS, if it is there."""
+    return "torch" if case.backend == "cuda" and case.dtype in HALF_FORMATS and torch_is_there("cuda") else OURS
 
 
 class MachineWorker:
     """A process that measures the machine itself."""
 
-    def __init__(self, worker: Worker, dtype: str) -> None:
-        self.worker, self.best = worker, 0.0
-        self.read_gb_per_s: float = worker.ask("machine", dtype=dtype)["read_gb_per_s"]
+    def __init__(self, worker: Worker, dtype: str, case: Case) -> None:
+        self.worker, self.best, self.backend = worker, 0.0, case.backend
+        answer = worker.ask("machine", backend=case.backend, dtype=dtype)
+        self.read_gb_per_s: float = answer["read_gb_per_s"]
+        self.text: str = answer["text"]
 
     def sample(self) -> None:
         """The best of the run is kept."""
@@ -153,7 +185,7 @@ def compared(
 ) -> Result:
     """One comparison."""
     if peer is not None:
-        check_agreement(case, peer)
+        check_agreement(case, peer, options.limit_s)
     count, least_ms = options.sampling(case)
     for worker in workers.values():
         worker.ask_case("prepare", case, least_ms=least_ms)
@@ -174,7 +206,7 @@ def compared(
     return Result(case, Machine(machine.best, machine.read_gb_per_s), timings[OURS], peer, timings[peer] if peer else None)
 
 
-def check_agreement(case: Case, peer: str) -> None:
+def check_agreement(case: Case, peer: str, limit_s: float | None = None) -> None:
     """Raises UserError where the two sides compute different things: their times would say nothing.
 
     In processes of their own, which leave nothing behind in the memory of those that are timed.
@@ -184,7 +216,7 @@ def check_agreement(case: Case, peer: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for side in (OURS, peer):
             path = Path(folder) / f"{side}.npz"
-            with Worker(side, case.threads) as worker:
+            with Worker(side, case.threads, limit_s) as worker:
                 worker.ask_case("outputs", shared, path=str(path))
             with np.load(path) as file:
                 outputs.append(dict(file))

@@ -51,17 +51,17 @@ class MemoryOptions(common.Options):
             if getattr(self, name) or name not in ("length", "layers"):
                 at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
         given_all({"--dtype": self.dtype, "--bias": self.bias, "--length or --layers": self.length + self.layers})
-        peers = chosen_peers(self.against, self.peer, ("torch-plain",))
+        peers = chosen_peers(self.against, self.peer, ("torch-plain",), self.backend)
         cases = [
             attention.Case(
-                dtype=dtype, threads=threads, seed=self.seed, length=length, heads=heads, head_dim=head_dim, batch=1, bias=bias, passes="both"
+                dtype=dtype, **self.setting(threads), length=length, heads=heads, head_dim=head_dim, batch=1, bias=bias, passes="both"
             )
             for dtype, heads, head_dim, bias, threads, length in itertools.product(
                 self.dtype, self.heads, self.head_dim, self.bias, self.threads, self.length
             )
         ]
         models: list[tuple[common.Case, str | None]] = [
-            (step.StepOptions(threads=(threads,), seed=self.seed, layers=layers, checkpointing=("block",)).cases()[0], "ours-none")
+            (step.StepOptions(**self.setting(threads) | {"threads": (threads,)}, layers=layers, checkpointing=("block",)).cases()[0], "ours-none")
             for layers, threads in itertools.product(self.layers, self.threads)
         ]
         return attention.checked([(case, peer) for case in cases for peer in peers]) + models

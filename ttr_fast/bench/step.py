@@ -23,7 +23,7 @@ from ttr_fast.bench.case import OURS, Prepared, at_least, chosen_peers, given_al
 from ttr_fast.bench.events import event_times, time_config
 from ttr_fast.bench.network import NetworkSizes
 from ttr_fast.errors import UserError
-from ttr_fast.model import BackendName, load_backend
+from ttr_fast.model import Backend, load_backend
 from ttr_ref.adamw import adamw_init
 from ttr_ref.config import BiasKind, BlockConfig, ModelConfig, TrainConfig
 from ttr_ref.float_dtype import FloatDType
@@ -36,6 +36,7 @@ from ttr_ref.tree import named_leaves
 
 PeerName = Literal["torch-plain", "torch-bias", "torch-compile", "numpy", "ours-none"]
 UNBIASED = ("torch-plain",)
+COMPARED_LAYERS, COMPARED_LENGTH = 2, 512
 TRAIN = TrainConfig(schedule="constant", warmup=0, learning_rate=1e-4)
 
 
@@ -88,15 +89,18 @@ class Case(NetworkSizes, common.Case):
     def rest(self) -> str:
         """The network."""
         kept = "" if self.checkpointing == "none" else f" checkpointing {self.checkpointing}"
-        return f"{self.network} {self.bias}{kept}, {self.threads} threads"
+        return f"{self.network} {self.bias}{kept}, {self.where}"
 
     def small(self) -> Self:
         """One row of a few events through one block."""
         return replace(self, batch=1, length=min(self.length, 32), layers=1, vocabulary=min(self.vocabulary, 64))
 
     def shared_with(self, peer: str) -> Self:
-        """What PyTorch's own kernel has no bias for, ours computes without."""
-        return replace(self, bias="none") if peer in UNBIASED else self
+        """What PyTorch's own kernel has no bias for, ours computes without. On a GPU the first blocks and events are enough: all are alike."""
+        shared = replace(self, bias="none") if peer in UNBIASED else self
+        if self.backend == "cuda":
+            shared = replace(shared, layers=min(self.layers, COMPARED_LAYERS), length=min(self.length, COMPARED_LENGTH))
+        return shared
 
     def limit(self, name: str) -> float:
         """Each block's sums of E, F and T terms round that often, and of n roundings of either sign √n are left (Higham & Mary 2019, 4 for λ); the
@@ -124,9 +128,9 @@ def clipped(grads: Any, norm: float) -> dict[str, ndarray]:
     return {f"d{name}": g * factor for name, g in named_leaves(grads).items()}
 
 
-def prepared(case: Case, name: BackendName) -> Prepared:
+def prepared(case: Case, backend: Backend) -> Prepared:
     """Steps on one and the same batch."""
-    config, batch, backend = case.config, inputs(case), load_backend(name)
+    config, batch = case.config, inputs(case)
     params = model_init(config, case.seed)
     optimizer = adamw_init(params)
     train = replace(TRAIN, checkpointing=case.checkpointing)
@@ -135,33 +139,40 @@ def prepared(case: Case, name: BackendName) -> Prepared:
         nonlocal params, optimizer
         loss, grads = backend.loss_and_gradients(params, batch, config, train, 0, 1.0)
         params, optimizer, norm = backend.update(params, grads, optimizer, LossScale(1.0, 1.0), train.learning_rate, config, train)
-        return loss, norm, grads
+        return float(loss), norm, grads
 
     def arrays(result: tuple[float, float, Any]) -> dict[str, ndarray]:
         loss, norm, grads = result
-        return {"loss": np.array(loss), "norm": np.array(norm)} | clipped(grads, norm)
+        return {"loss": np.array(loss), "norm": np.array(norm)} | clipped(backend.on_host(grads), norm)
+
+    return Prepared(call, arrays)
+
+
+def ours(case: Case) -> Prepared:
+    """The core."""
+    backend: Any = load_backend("cpu")
 
     def activation_bytes() -> int:
         """The workspace but for gradients, which are as large as the parameters whatever is kept."""
-        memory: dict[str, ndarray] = backend.model.workspace.memory  # type: ignore[attr-defined]  # CpuBackend, which is Numba's to import
+        memory: dict[str, ndarray] = backend.model.workspace.memory
         return sum(array.nbytes for name, array in memory.items() if not name.startswith("d."))
 
-    return Prepared(call, arrays, activation_bytes if name == "cpu" else None)
+    return prepared(case, backend)._replace(activation_bytes=activation_bytes)
 
 
-def with_torch(case: Case, biased: bool, compiled: bool = False) -> Prepared:
+def with_torch(case: Case, biased: bool, compiled: bool = False, device: str = "cpu") -> Prepared:
     """PyTorch's module is imported by the process that needs it."""
-    side: Prepared = importlib.import_module("ttr_fast.bench.torch_step").prepared(case, biased, compiled)
+    side: Prepared = importlib.import_module("ttr_fast.bench.torch_step").prepared(case, biased, compiled, device)
     return side
 
 
 SIDES: dict[str, Callable[[Case], Prepared]] = {
-    OURS: lambda case: prepared(case, "cpu"),
-    "ours-none": lambda case: prepared(replace(case, checkpointing="none"), "cpu"),
+    OURS: ours,
+    "ours-none": lambda case: ours(replace(case, checkpointing="none")),
     "torch-plain": lambda case: with_torch(case, biased=False),
     "torch-bias": lambda case: with_torch(case, biased=True),
     "torch-compile": lambda case: with_torch(case, biased=True, compiled=True),
-    "numpy": lambda case: prepared(case, "reference"),
+    "numpy": lambda case: prepared(case, load_backend("reference")),
 }
 
 
@@ -180,6 +191,8 @@ class StepOptions(NetworkSizes, common.Options):
         ttr bench step --layers 12 --checkpointing block --peer ours-none
 
         ttr bench step --against none --cold
+
+        ttr bench step --backend cuda --dtype bf16 --length 4096 --batch 1 --embed-dim 1024 --hidden-dim 4096 --heads 16 --layers 24
     """
 
     dtype: tuple[Literal["f32", "bf16"], ...] = ("f32",)
@@ -196,7 +209,7 @@ class StepOptions(NetworkSizes, common.Options):
     def comparisons(self) -> list[tuple[common.Case, str | None]]:
         """The product of all options."""
         self.check()
-        peers = chosen_peers(self.against, self.peer, ("torch-plain", "torch-bias"))
+        peers = chosen_peers(self.against, self.peer, ("torch-plain", "torch-bias"), self.backend)
         return [(case, peer) for case in self.cases() for peer in peers]
 
     def cases(self) -> list[Case]:
@@ -207,7 +220,7 @@ class StepOptions(NetworkSizes, common.Options):
         given_all({"--dtype": self.dtype, "--bias": self.bias, "--checkpointing": self.checkpointing})
         cases = [
             Case(
-                dtype=dtype, threads=threads, seed=self.seed, length=length, batch=self.batch, bias=bias, checkpointing=checkpointing, **self.sizes
+                dtype=dtype, length=length, batch=self.batch, bias=bias, checkpointing=checkpointing, **(self.setting(threads) | self.sizes)
             )
             for dtype, bias, checkpointing, threads, length in itertools.product(
                 self.dtype, self.bias, self.checkpointing, self.threads, self.length

@@ -5,14 +5,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from ttr_fast.bench import attention, case as common, decode, gemm, step
-from ttr_fast.bench.case import torch_is_installed
+from ttr_fast.bench.case import BenchBackend, processors, torch_is_there
 from ttr_fast.errors import UserError
 
 if TYPE_CHECKING:
-    from ttr_fast.bench.measure import Result
+    from ttr_fast.bench.measure import Failure, Result
 
 QUICK = 3, 20.0
 """Samples and milliseconds of each with --quick."""
+GPU_LIMIT_S = 150.0
+"""Seconds for one answer of a process on a GPU; compiling the kernels of a step is the longest part."""
 LONG_ROW = 65536
 """Events of the row whose memory is measured, once: its attention takes half a minute."""
 
@@ -47,11 +49,12 @@ MEASURES: dict[str, Callable[["Result"], float | None]] = {
     "our activations / peer's": lambda r: over(r.ours.activations_mib, r.peer.activations_mib if r.peer else None),
     "share of peak": lambda r: r.share_of_peak,
     "share of reading": lambda r: r.share_of_reading,
+    "TFLOP/s": lambda r: r.gflops(r.ours) / 1e3,
     "MiB beyond results": lambda r: r.extra_mib,
     "first call, nothing compiled, s": lambda r: r.ours.cold_seconds and r.ours.cold_seconds[0],
     "first call, compiled before, s": lambda r: r.ours.cold_seconds and r.ours.cold_seconds[1],
 }
-FASTER, SLOWER, LESS_MEMORY, FEWER_ACTIVATIONS, OF_PEAK, OF_READING, EXTRA, COLD, WARM = MEASURES
+FASTER, SLOWER, LESS_MEMORY, FEWER_ACTIVATIONS, OF_PEAK, OF_READING, TFLOPS, EXTRA, COLD, WARM = MEASURES
 
 
 def attention_targets(threads: int, seed: int) -> list[Target]:
@@ -119,8 +122,33 @@ def decode_targets(threads: int, seed: int) -> list[Target]:
     ]
 
 
-def all_targets(threads: int, seed: int) -> list[Target]:
+def gpu_targets(seed: int) -> list[Target]:
+    """Of one H200. Attention of 8192 events, causal, E = 2048; a model of 0.4 billion weights.
+
+    Decoding reads keys and values of 128 rows: where one row alone is decoded, launching kernels takes longer than reading weights.
+    """
+    on: dict[str, Any] = {"threads": processors(), "seed": seed, "backend": "cuda"}
+    base = attention.Case(dtype="bf16", length=8192, heads=32, head_dim=64, batch=1, bias="log", passes="forward", **on)
+    wide = replace(base, heads=16, head_dim=128)
+    cases = [replace(case, passes=passes) for case in (base, wide) for passes in ("forward", "both")]
+    readable = replace(base, dtype="f32", length=4096)
+    product = gemm.Case(dtype="bf16", m=8192, k=8192, n=8192, **on)
+    model: dict[str, Any] = {"dtype": "bf16", "embed_dim": 1024, "hidden_dim": 4096, "heads": 16, "layers": 24, "vocabulary": 32768, "bias": "log"}
+    return [
+        *(Target(case, None, TFLOPS, True, 300 if case.passes == "forward" else 200) for case in cases),
+        Target(product, "torch", FASTER, True, 0.5),
+        Target(replace(product, dtype="f32"), None, OF_PEAK, True, 0.3),
+        *(Target(replace(readable, passes=passes), None, OF_PEAK, True, 0.3) for passes in ("forward", "both")),
+        Target(step.Case(length=4096, batch=1, **model, **on), "torch-plain", FASTER, True, 0.5),
+        Target(decode.Case(position=2048, window=2048, batch=128, **model, **on), None, OF_READING, True, 0.7),
+        *(Target(case, "torch-bias", FASTER, True, 10) for case in cases),
+    ]
+
+
+def all_targets(threads: int, seed: int, backend: BenchBackend = "cpu") -> list[Target]:
     """In the order in which they are measured."""
+    if backend == "cuda":
+        return gpu_targets(seed)
     return [target for part in (attention_targets, gemm_targets, step_targets, decode_targets) for target in part(threads, seed)]
 
 
@@ -133,6 +161,8 @@ class TableOptions(common.Options):
         ttr bench table
 
         ttr bench table --quick --json table.jsonl
+
+        ttr bench table --backend cuda
     """
 
     goes_on: ClassVar[bool] = True
@@ -146,14 +176,19 @@ class TableOptions(common.Options):
             raise UserError("--plot draws what one benchmark measures at several sizes: use it with attention, gemm, step, decode or memory")
         if self.cold or len(self.threads) != 1:
             raise UserError("the table has cold starts of its own and takes one number of --threads: leave --cold and further numbers out")
-        with_torch = self.against == "torch" and torch_is_installed()
+        with_torch = self.against == "torch" and torch_is_there(self.backend)
         return [(case, peer) for case, peer in dict.fromkeys((t.case, t.peer) for t in self.targets()) if with_torch or "torch" not in (peer or "")]
 
     def targets(self) -> list[Target]:
-        """On so many threads."""
-        return all_targets(self.threads[0], self.seed)
+        """On so many threads, or on a GPU."""
+        return all_targets(self.threads[0], self.seed, self.backend)
 
-    def targets_of(self, result: "Result") -> list[Target]:
+    @property
+    def limit_s(self) -> float | None:
+        """A kernel that never ends must not keep the others from being measured."""
+        return GPU_LIMIT_S if self.backend == "cuda" else None
+
+    def targets_of(self, result: "Result | Failure") -> list[Target]:
         """What is asked of this comparison."""
         return [t for t in self.targets() if (t.case, t.peer) == (result.case, result.peer_name)]
 
@@ -167,15 +202,17 @@ class TableOptions(common.Options):
         """Where a target says so."""
         return any((t.case, t.peer) == (case, peer) and t.measure in (COLD, WARM) for t in self.targets())
 
-    def record(self, result: "Result") -> dict[str, Any]:
+    def record(self, result: "Result | Failure") -> dict[str, Any]:
         """With the targets."""
+        from ttr_fast.bench.measure import Result
+
         told = []
         for t in self.targets_of(result):
-            measured = MEASURES[t.measure](result)
+            measured = MEASURES[t.measure](result) if isinstance(result, Result) else None
             bound = "at least" if t.least else "at most"
             met = None if measured is None else t.is_met(measured)
             told.append({"measure": t.measure, "measured": measured, bound: t.wanted, "met": met})
-        return result.record() | {"targets": told}
+        return result.record() | {"label": result.case.label, "targets": told}
 
     def text(self, results: list["Result"]) -> str:
         """A row for each target."""
@@ -187,7 +224,7 @@ class TableOptions(common.Options):
             result = by_comparison.get((t.case, t.peer))
             measured = None if result is None else MEASURES[t.measure](result)
             wanted = f"{'≥' if t.least else '≤'} {t.wanted:.3g}"
-            label = t.case.label.removesuffix(f", {t.case.threads} threads")
+            label = t.case.label.removesuffix(f", {t.case.where}")
             if measured is None:
                 rows.append((label, t.peer or "–", t.measure, "–", wanted, "–", "not measured"))
             else:

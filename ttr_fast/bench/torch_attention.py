@@ -19,7 +19,7 @@ def bias_mask(torch: Any, times: Any, time: TimeConfig, dtype: Any, like: TimeBi
     The differences of times, which have no parameters, are made here.
     """
     delta = (times[:, :, None] - times[:, None]).clamp(min=0).to(dtype)[:, None]
-    hidden = torch.full(delta.shape[-2:], -torch.inf, dtype=dtype).triu(1)
+    hidden = torch.full(delta.shape[-2:], -torch.inf, dtype=dtype, device=times.device).triu(1)
     below: Any = None
     fraction: Any = None
     if isinstance(like, TableBias):
@@ -48,24 +48,64 @@ def bias_mask(torch: Any, times: Any, time: TimeConfig, dtype: Any, like: TimeBi
     return build
 
 
-def prepared(case: Case, biased: bool) -> Prepared:
-    """scaled_dot_product_attention, with the bias as attn_mask or without any. The mask is of the type that PyTorch wants: that of the queries."""
+def flex_score(torch: Any, times: Any, time: TimeConfig, wide: Any, like: TimeBias) -> Callable[[TimeBias], Any]:
+    """From a bias like the given one, of tensors, to FlexAttention's score_mod; times (B, T) are whole seconds since the first."""
+    last = like.table.shape[1] - 1 if isinstance(like, TableBias) else 0
+
+    def build(bias: Any) -> Any:
+        slope: Any = torch.nn.functional.softplus(bias.a) if isinstance(bias, LinearBias | LogBias) else None
+        rate: Any = torch.exp(bias.log_rate) if isinstance(bias, ExpBias) else torch.exp(-bias.rho) if isinstance(bias, LogBias) else None
+
+        def score(s: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+            delta = (times[b, i] - times[b, j]).clamp(min=0).to(wide)
+            match bias:
+                case LinearBias():
+                    return s - slope[h] * (delta / time.unit)
+                case LogBias():
+                    return s - slope[h] * torch.log1p(delta * rate[h])
+                case ExpBias(alpha, _):
+                    for m in range(alpha.shape[1]):
+                        s = s + alpha[h, m] * torch.exp(-rate[h, m] * delta)
+                    return s
+                case TableBias(table):
+                    u = torch.log2(1 + delta / time.shortest).clamp(max=last)
+                    below = u.to(torch.int32).clamp(max=last - 1)
+                    return s + torch.lerp(table[h, below], table[h, below + 1], u - below)
+            return s
+
+        return score
+
+    return build
+
+
+def prepared(case: Case, bias: str, device: str) -> Prepared:
+    """scaled_dot_product_attention without the bias ("none") or with it as attn_mask ("mask"), of the queries' type as PyTorch wants it, or
+    FlexAttention, compiled, with the bias as score_mod ("flex").
+    """
     torch: Any = importlib.import_module("torch")  # it need not be installed
     torch.set_num_threads(case.threads)
     p = inputs(case)
     both = case.passes == "both"
-    q, k, v = (as_tensor(torch, a).requires_grad_(both) for a in (p.q, p.k, p.v))
-    do = as_tensor(torch, p.do)
-    parameters = tree_map(lambda a: torch.from_numpy(a).requires_grad_(both), p.bias) if biased else NoBias()
+    q, k, v = (as_tensor(torch, a).to(device).requires_grad_(both) for a in (p.q, p.k, p.v))
+    do = as_tensor(torch, p.do).to(device)
+    parameters = tree_map(lambda a: torch.from_numpy(a).to(device).requires_grad_(both), p.bias) if bias != "none" else NoBias()
     leaves = tuple(parameters)  # each bias is one flat tuple
     wide = torch.float64 if case.dtype == "f64" else torch.float32
-    mask = bias_mask(torch, torch.from_numpy(p.at.time), p.time, wide, p.bias) if biased else None
     attend = torch.nn.functional.scaled_dot_product_attention
+    if bias == "flex":
+        flex = importlib.import_module("torch.nn.attention.flex_attention")
+        since = torch.from_numpy(p.at.time - p.at.time[:, :1]).to(device, torch.int32)
+        score, compiled = flex_score(torch, since, p.time, wide, p.bias), torch.compile(flex.flex_attention, dynamic=False)
+        causal = flex.create_block_mask(lambda b, h, i, j: i >= j, None, None, case.length, case.length, device=device)
+    elif bias == "mask":
+        mask = bias_mask(torch, torch.from_numpy(p.at.time).to(device), p.time, wide, p.bias)
 
     def forward() -> Any:
-        if mask is None:
-            return attend(q, k, v, is_causal=True, dropout_p=case.dropout)
-        return attend(q, k, v, attn_mask=mask(parameters).to(q.dtype), dropout_p=case.dropout)
+        if bias == "flex":
+            return compiled(q, k, v, score_mod=score(parameters), block_mask=causal)
+        if bias == "mask":
+            return attend(q, k, v, attn_mask=mask(parameters).to(q.dtype), dropout_p=case.dropout)
+        return attend(q, k, v, is_causal=True, dropout_p=case.dropout)
 
     def call() -> tuple[Any, ...]:
         if not both:

@@ -16,17 +16,17 @@ from ttr_ref.tree import named_tree_map
 class TorchDecoder:
     """Weights as torch.nn.Linear has them, buffers of W keys and values for every block."""
 
-    def __init__(self, torch: Any, params: ModelParams, config: ModelConfig, batch: int) -> None:
+    def __init__(self, torch: Any, params: ModelParams, config: ModelConfig, batch: int, device: str) -> None:
         self.torch, self.f, self.config, self.seen = torch, torch.nn.functional, config, 0
         block = config.block
         self.params: Any = named_tree_map(
-            lambda name, a: torch.from_numpy(np.ascontiguousarray(a.T if name.rpartition(".")[2].startswith("w_") else a)), params
+            lambda name, a: torch.from_numpy(np.ascontiguousarray(a.T if name.rpartition(".")[2].startswith("w_") else a)).to(device), params
         )
         times = [layer.time2vec for layer in self.params.blocks]
         self.omega, self.phi = torch.stack([t.omega for t in times]), torch.stack([t.phi for t in times])
-        self.theta = torch.from_numpy(block.rope_base ** (-2 * np.arange(block.head_dim // 2) / block.head_dim))
+        self.theta = torch.from_numpy(block.rope_base ** (-2 * np.arange(block.head_dim // 2) / block.head_dim)).to(device)
         shape = (config.layers, batch, block.heads, config.block.window, block.head_dim)
-        self.k, self.v = torch.zeros(shape), torch.zeros(shape)
+        self.k, self.v = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
 
     def rms_norm(self, x: Any, weight: Any) -> Any:
         return self.f.rms_norm(x, weight.shape, weight, self.config.block.norm_eps)
@@ -58,17 +58,17 @@ class TorchDecoder:
         return self.f.linear(self.rms_norm(x, self.params.norm_final), self.params.embedding)
 
 
-def prepared(case: Case) -> Prepared:
+def prepared(case: Case, device: str) -> Prepared:
     """`position` tokens are decoded beforehand."""
     torch: Any = importlib.import_module("torch")  # it need not be installed
     torch.set_num_threads(case.threads)
-    decoder = TorchDecoder(torch, model_init(case.config, case.seed), case.config, case.batch)
+    decoder = TorchDecoder(torch, model_init(case.config, case.seed), case.config, case.batch, device)
     coming = events(case)
 
     def call() -> Any:
         tokens, times = next(coming)
         with torch.inference_mode():
-            return decoder.step(torch.from_numpy(tokens), torch.from_numpy(times))
+            return decoder.step(torch.from_numpy(tokens).to(device), torch.from_numpy(times).to(device))
 
     def arrays(logits: Any) -> dict[str, ndarray]:
         return {"logits": from_tensor(torch, logits)}

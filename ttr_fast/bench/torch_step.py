@@ -20,14 +20,14 @@ from ttr_ref.tree import leaves_of, named_tree_map
 class TorchModel:
     """The loss of a batch as a function of a tree of tensors. What depends on positions alone is made once, what depends on times in every step."""
 
-    def __init__(self, torch: Any, config: ModelConfig, batch: Batch, biased: bool, every: int) -> None:
+    def __init__(self, torch: Any, config: ModelConfig, batch: Batch, biased: bool, every: int, device: str) -> None:
         """every: blocks between inputs that are kept, 0 for keeping everything."""
         self.torch, self.f, self.config, self.biased, self.every = torch, torch.nn.functional, config, biased, every
         block = config.block
-        self.tokens, self.targets = torch.from_numpy(batch.tokens), torch.from_numpy(batch.next_tokens).flatten()
-        self.times = torch.from_numpy(batch.at.time)
+        self.tokens, self.targets = torch.from_numpy(batch.tokens).to(device), torch.from_numpy(batch.next_tokens).flatten().to(device)
+        self.times = torch.from_numpy(batch.at.time).to(device)
         angle = np.arange(batch.tokens.shape[1])[:, None] * block.rope_base ** (-2 * np.arange(block.head_dim // 2) / block.head_dim)
-        self.cos, self.sin = (torch.from_numpy(a).float() for a in (np.cos(angle), np.sin(angle)))
+        self.cos, self.sin = (torch.from_numpy(a).float().to(device) for a in (np.cos(angle), np.sin(angle)))
 
     def rms_norm(self, x: Any, weight: Any) -> Any:
         return self.f.rms_norm(x, weight.shape, weight, self.config.block.norm_eps)
@@ -90,7 +90,7 @@ def fused_adamw(torch: Any, tensors: dict[str, Any], frequency_share: float) -> 
     )
 
 
-def prepared(case: Case, biased: bool, compiled: bool) -> Prepared:
+def prepared(case: Case, biased: bool, compiled: bool, device: str) -> Prepared:
     """Steps on one and the same batch."""
     torch: Any = importlib.import_module("torch")  # it need not be installed
     importlib.import_module("torch.utils.checkpoint")
@@ -100,18 +100,18 @@ def prepared(case: Case, biased: bool, compiled: bool) -> Prepared:
     leaves: dict[str, Any] = {}
 
     def tensor(name: str, a: ndarray) -> Any:
-        leaves[name] = torch.from_numpy(a).requires_grad_(True)
+        leaves[name] = torch.from_numpy(a).to(device).requires_grad_(True)
         return leaves[name]
 
     tensors = named_tree_map(tensor, weights)
-    model = TorchModel(torch, config, batch, biased and case.bias != "none", blocks_per_checkpoint(case.checkpointing))
+    model = TorchModel(torch, config, batch, biased and case.bias != "none", blocks_per_checkpoint(case.checkpointing), device)
     optimizer = fused_adamw(torch, leaves, min(leaves_of(learning_rate_shares(weights, config.block))))
     trained = [tensor for group in optimizer.param_groups for tensor in group["params"]]
     loss_of = torch.compile(model.loss, dynamic=False) if compiled else model.loss
 
     def call() -> tuple[Any, Any]:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=case.dtype == "bf16"):
+        with torch.autocast(device, torch.bfloat16, enabled=case.dtype == "bf16"):
             loss = loss_of(tensors)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(trained, TRAIN.clip_norm)

@@ -4,8 +4,8 @@
 
 reads requests from stdin and answers each on stdout, JSON objects a line:
 
-    {"do": "describe"}                                           {"text": "NumPy 2.4.6, …"}
-    {"do": "machine", "dtype": "f32"}                            {"read_gb_per_s": 31.0}     ready for peak
+    {"do": "describe", "backend": "cpu"}                         {"text": "NumPy 2.4.6, …"}
+    {"do": "machine", "backend": "cpu", "dtype": "f32"}          {"read_gb_per_s": 31.0, "text": "f32 products …"}     ready for peak
     {"do": "peak"}                                               {"gflops": 140.2}     one sample of the fastest product of tiles
     {"do": "outputs", "kind": …, "case": {…}, "path": "x.npz"}   {}     what the case gives, by name
     {"do": "first", "kind": …, "case": {…}}                      {}     called once
@@ -19,14 +19,13 @@ A request that fails is answered {"error": "…"}. The process ends with its inp
 import importlib
 import os
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from ttr_fast.bench import machine
-from ttr_fast.bench.case import Case, Prepared
+from ttr_fast.bench.case import BenchBackend, Case, Prepared
 
 
 class Session:
@@ -36,17 +35,17 @@ class Session:
         self.side, self.threads = side, threads
         self.ready: Prepared | None = None
         self.calls = 1
-        self.peak: machine.MatrixPeak | None = None
+        self.peak: machine.Peak | None = None
         self.baseline: float | None = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Carries out one request."""
         match request["do"]:
             case "describe":
-                return {"text": machine.description(self.side, self.threads)}
+                return {"text": hardware(request["backend"]).description(self.side, self.threads)}
             case "machine":
-                self.peak = machine.MatrixPeak(request["dtype"])
-                return {"read_gb_per_s": machine.read_bandwidth()}
+                self.peak = peak = hardware(request["backend"]).matrix_peak(self.side, request["dtype"])
+                return {"read_gb_per_s": hardware(request["backend"]).bandwidth(self.side), "text": peak.text}
             case "peak" if self.peak is not None:
                 return {"gflops": self.peak.gflops()}
             case "outputs":
@@ -59,11 +58,10 @@ class Session:
             case "prepare":
                 return self.prepare(read_case(request), request["least_ms"])
             case "sample" if self.ready is not None:
-                return self.sample(self.ready.call)
+                return self.sample(self.ready)
             case "memory":
-                peak = machine.status_mib("VmHWM")
                 held = None if self.ready is None or self.ready.activation_bytes is None else self.ready.activation_bytes() / 2**20
-                return {"peak_mib": None if self.baseline is None or peak is None else peak - self.baseline, "activations_mib": held}
+                return {"peak_mib": self.peak_mib(), "activations_mib": held}
         raise ValueError(f"there is no request {request['do']!r} here")
 
     def prepared(self, case: Case) -> Prepared:
@@ -75,14 +73,21 @@ class Session:
         self.prepared(case.small()).call()
         self.ready = self.prepared(case)
         self.baseline = machine.memory_baseline()
-        self.calls = machine.calls_lasting(self.ready.call, least_ms / 1e3)
+        self.calls = machine.calls_lasting(self.ready.call, least_ms / 1e3, self.ready.seconds_of or machine.seconds_of)
         return {"calls": self.calls}
 
-    def sample(self, call: Callable[[], Any]) -> dict[str, Any]:
+    def sample(self, ready: Prepared) -> dict[str, Any]:
         """A short call is made once unmeasured: the other process has had the caches, and threads are asleep."""
         if self.calls > 1:
-            call()
-        return {"ms": 1e3 * machine.seconds_of(call, self.calls)}
+            ready.call()
+        return {"ms": 1e3 * (ready.seconds_of or machine.seconds_of)(ready.call, self.calls)}
+
+    def peak_mib(self) -> float | None:
+        """How far memory rose beyond the inputs."""
+        if self.ready is not None and self.ready.peak_bytes is not None:
+            return self.ready.peak_bytes() / 2**20
+        peak = machine.status_mib("VmHWM")
+        return None if self.baseline is None or peak is None else peak - self.baseline
 
 
 def read_case(request: dict[str, Any]) -> Case:
@@ -93,8 +98,14 @@ def read_case(request: dict[str, Any]) -> Case:
 
 def side_of(case: Case, side: str) -> Prepared:
     """A case with its inputs, for a side."""
-    prepared: Prepared = importlib.import_module(f"ttr_fast.bench.{case.kind}").SIDES[side](case)
+    module = f"cuda_{case.kind}" if case.backend == "cuda" else case.kind
+    prepared: Prepared = importlib.import_module(f"ttr_fast.bench.{module}").SIDES[side](case)
     return prepared
+
+
+def hardware(backend: BenchBackend) -> Any:
+    """The module that measures what the hardware does at most: description, matrix_peak, bandwidth."""
+    return importlib.import_module("ttr_fast.bench.device") if backend == "cuda" else machine
 
 
 def main() -> None:

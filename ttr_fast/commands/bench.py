@@ -11,13 +11,18 @@ import msgspec
 import tyro
 
 from ttr_fast.bench.attention import AttentionOptions
-from ttr_fast.bench.case import torch_is_installed
+from ttr_fast.bench.case import is_simulated, torch_is_there
 from ttr_fast.bench.decode import DecodeOptions
 from ttr_fast.bench.gemm import GemmOptions
 from ttr_fast.bench.memory import MemoryOptions
 from ttr_fast.bench.step import StepOptions
 from ttr_fast.bench.targets import TableOptions
 from ttr_ref.float_dtype import HALF_FORMATS
+
+NO_TORCH = {
+    "cpu": "PyTorch is not installed, so our side is measured alone; to compare: pip install 'temporal-transformer[peers]'",
+    "cuda": "there is no PyTorch that finds a GPU here, so our side is measured alone; to compare: https://pytorch.org/get-started/locally",
+}
 
 
 def told(options: type) -> str:
@@ -55,28 +60,33 @@ class Command:
         ttr bench decode --position 512 51200 --peer ours-at-window
 
         ttr bench step --against none --cold
+
+        ttr bench attention --backend cuda --dtype bf16 --length 8192 --heads 16 --head-dim 128
     """
 
     kind: Kind
 
     def run(self) -> None:
         """Measure, print, draw."""
-        from ttr_fast.bench.measure import compare_all
+        from ttr_fast.bench.measure import Result, compare_all
         from ttr_fast.bench.report import save_plot
 
         options = self.kind
         comparisons = options.comparisons()
-        if options.against == "torch" and not torch_is_installed() and any(peer is None for _, peer in comparisons):
-            say("PyTorch is not installed, so our side is measured alone; to compare: pip install 'temporal-transformer[peers]'")
+        if options.against == "torch" and not torch_is_there(options.backend) and any(peer is None for _, peer in comparisons):
+            say(NO_TORCH[options.backend])
         results = []
         with ExitStack() as stack:
             lines = stack.enter_context(Path(options.json).open("w")) if options.json not in (None, "-") else sys.stdout
             for result in compare_all(comparisons, options, say):
-                results.append(result)
+                if isinstance(result, Result):
+                    results.append(result)
                 if options.json is not None:
                     print(msgspec.json.encode(options.record(result)).decode(), file=lines, flush=True)
         if options.json != "-":
             print(options.text(results))
+        if is_simulated(options.backend):
+            say("simulated: these are times of the simulator and say nothing of a GPU")
         # 16-bit products may have instructions of their own, faster than the peak that is measured
         if any(result.share_of_peak > 1 for result in results if result.case.dtype not in HALF_FORMATS):
             say("something here ran faster than the machine's peak: other programs were running, measure again when it is quiet")

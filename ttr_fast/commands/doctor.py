@@ -6,12 +6,10 @@ from dataclasses import dataclass
 import msgspec
 
 from ttr_fast.cuda import found
-from ttr_fast.model import BACKENDS, BackendName
+from ttr_fast.model import BACKENDS
 
 CPU_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512bf16", "amx-bf16", "neon", "bf16")
 """Those that make a difference to kernels."""
-RUNNING: tuple[BackendName, ...] = ("cpu", "reference")
-"""Backends that train and decode: no command is joined to the kernels of cuda yet."""
 
 
 class Finding(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -61,7 +59,7 @@ def examined() -> Report:
         *devices(shown),
         *compilers(),
     ]
-    return Report(findings, {name: name in RUNNING for name in BACKENDS})
+    return Report(findings, {name: name != "cuda" or found.obstacle() is None for name in BACKENDS})
 
 
 def processor() -> Finding:
@@ -104,5 +102,6 @@ def text_of(report: Report) -> str:
             lines += [f"  {finding.missing}", f"    {finding.mend}"]
     runs = ", ".join(name for name, works in report.backends.items() if works)
     lines += ["", f"Backends that run here: {runs}"]
-    lines.append("cuda has kernels, tested with `make cuda-sim` and `make cuda-compile`, but no command is joined to them yet")
+    if found.SIMULATED:
+        lines.append("cuda is simulated on the CPU, since NUMBA_ENABLE_CUDASIM=1 is set")
     return "\n".join(lines)

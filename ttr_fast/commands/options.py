@@ -80,13 +80,19 @@ class ModelOptions:
 
 
 def loaded_backend(name: BackendName) -> Backend:
-    """The backend; where its kernels have yet to be compiled, that is said, because nothing moves meanwhile."""
+    """The backend; where its kernels have yet to be compiled, or are simulated, that is said, because nothing moves meanwhile."""
     backend = load_backend(name)
     if name == "cpu":
         from ttr_fast.cpu.jit import nothing_is_compiled
 
         if nothing_is_compiled():
             print("compiling kernels for this machine as they are needed, once: the first steps take about half a minute", file=sys.stderr)
+    if name == "cuda":
+        from ttr_fast.cuda.found import SIMULATED
+
+        simulated = "--backend cuda: simulated on the CPU, since NUMBA_ENABLE_CUDASIM=1 is set: for tiny models only"
+        compiling = "compiling kernels for the GPU as they are needed, in every process anew: the first step takes longer"
+        print(simulated if SIMULATED else compiling, file=sys.stderr)
     return backend
 
 

@@ -29,9 +29,9 @@ from ttr_fast.cuda.attention_tiles import (
 )
 from ttr_fast.cuda.jit import cuda, kernel
 from ttr_fast.cuda.numbers import exp, load, number
-from ttr_fast.cuda.time_bias import MOST_TERMS, SUMS, TABLE, add_bias_sums, add_to_knots, knot_place
+from ttr_fast.cuda.time_bias import MOST_TERMS, SUMS, TABLE, add_bias_sums, add_to_knots, head_bias, knot_place
 
-QUERY_REGISTERS = {("float32", 32): 232, ("float32", 64): 216, ("float32", 128): 192, ("float64", 32): 240}
+QUERY_REGISTERS = {("float32", 32): 232, ("float32", 64): 216, ("float32", 128): 200, ("float64", 32): 240}
 KEY_REGISTERS = {("float32", 32): 200, ("float32", 64): 240, ("float32", 128): 224, ("float64", 32): 208}
 OPERANDS = "S[:, :, :, ::1], S[:, :, :, ::1], S[:, :, :, ::1], S[:, :, :, ::1], C[:, :, ::1], C[:, :, ::1]"
 QUERY_SIGNATURE = f"{OPERANDS}, C[:, :, :, ::1], float64[:, :, :, ::1], int64[:, :, ::1], {PLAN}, {BIAS}, C, {DROP}"
@@ -76,10 +76,9 @@ def query_kernel(spec: Spec) -> Any:
         slopes, places = cuda.shared.array((tile, wide), dtype), cuda.shared.array((tile, wide), dtype)
         collected, sums = cuda.shared.array((SUMS, THREADS), dtype), cuda.local.array((part, columns), dtype)
         plan = (first, stop, time_q, time_k, position_q, position_k, document_q, causal)
-        bias = (kind, terms, rate, parameters)
         block, h, b, t = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
         i, j, heads, d, start = t // SIDE, t % SIDE, q.shape[1], q.shape[3], block * tile
-        g = h // (heads // k.shape[1])
+        g, bias = h // (heads // k.shape[1]), head_bias(kind, terms, rate, parameters, h)
         fetch(q, b, h, start, width, tile, queries)
         fetch(do, b, h, start, width, tile, upstream)
         for m in range(SUMS):
@@ -100,11 +99,11 @@ def query_kernel(spec: Spec) -> Any:
                     query, key, slope, place = start + r, begin + c, number(lse, 0), number(lse, -1)
                     if pair_is_read(plan, b, query, key):
                         delta = difference(plan, lse, b, query, key)
-                        p = exp(pair_score(slopes[r, c], scale, plan, bias, b, h, query, key) - lse[b, h, query])
+                        p = exp(pair_score(slopes[r, c], scale, bias, delta) - lse[b, h, query])
                         slope = p * (kept(places[r, c], plan, words, factors, heads, b, h, query, key) - bracket[b, h, query])
-                        add_bias_sums(bias, h, delta, slope, collected)
+                        add_bias_sums(bias, delta, slope, collected)
                         if kind == TABLE:
-                            place = knot_place(parameters, delta * rate[h], terms)
+                            place = knot_place(parameters, delta * bias[2], terms)
                     slopes[r, c], places[r, c] = slope, place
             cuda.syncthreads()
             for c in range(min(tile, reach[b, block, 1] - begin)):
@@ -149,7 +148,6 @@ def key_kernel(spec: Spec) -> Any:
         slopes, weights = cuda.shared.array((tile, wide), dtype), cuda.shared.array((tile, wide), dtype)
         dk_sums, dv_sums = cuda.local.array((part, columns), dtype), cuda.local.array((part, columns), dtype)
         plan = (first, stop, time_q, time_k, position_q, position_k, document_q, causal)
-        bias = (kind, terms, rate, parameters)
         block, g, b, t = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
         i, j, heads, d, begin = t // SIDE, t % SIDE, q.shape[1], q.shape[3], block * tile
         sharers = heads // k.shape[1]
@@ -159,6 +157,7 @@ def key_kernel(spec: Spec) -> Any:
             for f in range(columns):
                 dk_sums[r, f], dv_sums[r, f] = number(lse, 0), number(lse, 0)
         for h in range(g * sharers, (g + 1) * sharers):
+            bias = head_bias(kind, terms, rate, parameters, h)
             for start in range(reach[b, block, 0] // tile * tile, reach[b, block, 1], tile):
                 fetch(q, b, h, start, width, tile, queries)
                 fetch(do, b, h, start, width, tile, upstream)
@@ -169,7 +168,7 @@ def key_kernel(spec: Spec) -> Any:
                     for c in range(j, tile, SIDE):
                         query, key, slope, weight = start + r, begin + c, number(lse, 0), number(lse, 0)
                         if pair_is_read(plan, b, query, key):
-                            p = exp(pair_score(slopes[r, c], scale, plan, bias, b, h, query, key) - lse[b, h, query])
+                            p = exp(pair_score(slopes[r, c], scale, bias, difference(plan, lse, b, query, key)) - lse[b, h, query])
                             mask = kept(number(lse, 1), plan, words, factors, heads, b, h, query, key)
                             slope, weight = p * (weights[r, c] * mask - bracket[b, h, query]), p * mask
                         slopes[r, c], weights[r, c] = slope, weight

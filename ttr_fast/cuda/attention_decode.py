@@ -13,7 +13,7 @@ from ttr_fast.cuda.jit import blocks_for, cuda, kernel
 from ttr_fast.cuda.kv_ring import KVRing, Past
 from ttr_fast.cuda.numbers import compute_type, exp, load, log, number, store
 from ttr_fast.cuda.rows import block_max, block_sum
-from ttr_fast.cuda.time_bias import BiasTable, bias_of
+from ttr_fast.cuda.time_bias import BiasTable, bias_of, head_bias
 
 SLOTS = 64
 
@@ -42,7 +42,7 @@ def attend_part(q, k, v, time, position, kind, terms, rate, parameters, scale, t
         for f in range(d):
             score += load(q, (b, h, 0, f)) * load(k, (b, g, slot, f))
         delta = number(q, time[b, last % window] - time[b, slot])
-        score = score * scale + bias_of((kind, terms, rate, parameters), h, delta)
+        score = score * scale + bias_of(head_bias(kind, terms, rate, parameters, h), delta)
     top = block_max(scratch, score)
     p = exp(score - top) if score != number(q, -math.inf) else number(q, 0)
     weights[t] = p

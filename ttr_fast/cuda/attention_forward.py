@@ -20,6 +20,7 @@ from ttr_fast.cuda.attention_tiles import (
     THREADS,
     Spec,
     chain_maker,
+    difference,
     fetch,
     kept,
     pair_is_read,
@@ -28,6 +29,7 @@ from ttr_fast.cuda.attention_tiles import (
 )
 from ttr_fast.cuda.jit import cuda, kernel
 from ttr_fast.cuda.numbers import exp, log, number, store
+from ttr_fast.cuda.time_bias import head_bias
 
 REGISTERS = {("float32", 32): 200, ("float32", 64): 192, ("float32", 128): 168, ("float64", 32): 216}
 SIGNATURE = f"S[:, :, :, ::1], S[:, :, :, ::1], S[:, :, :, ::1], S[:, :, :, ::1], C[:, :, ::1], int64[:, :, ::1], {PLAN}, {BIAS}, C, {DROP}"
@@ -56,10 +58,10 @@ def forward_kernel(spec: Spec) -> Any:
         top, total, rescale = cuda.shared.array(tile, dtype), cuda.shared.array(tile, dtype), cuda.shared.array(tile, dtype)
         sums = cuda.local.array((part, columns), dtype)
         plan = (first, stop, time_q, time_k, position_q, position_k, document_q, causal)
-        bias, nothing = (kind, terms, rate, parameters), number(lse, -math.inf)
+        nothing = number(lse, -math.inf)
         block, h, b, t = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x
         i, j, heads, d, start = t // SIDE, t % SIDE, q.shape[1], q.shape[3], block * tile
-        g = h // (heads // k.shape[1])
+        g, bias = h // (heads // k.shape[1]), head_bias(kind, terms, rate, parameters, h)
         fetch(q, b, h, start, width, tile, queries)
         if t < tile:
             top[t], total[t] = nothing, number(lse, 0)
@@ -75,7 +77,7 @@ def forward_kernel(spec: Spec) -> Any:
                 for c in range(j, tile, SIDE):
                     score = nothing
                     if pair_is_read(plan, b, start + r, begin + c):
-                        score = pair_score(weights[r, c], scale, plan, bias, b, h, start + r, begin + c)
+                        score = pair_score(weights[r, c], scale, bias, difference(plan, lse, b, start + r, begin + c))
                     weights[r, c] = score
             cuda.syncthreads()
             fetch(v, b, g, begin, width, tile, panel)

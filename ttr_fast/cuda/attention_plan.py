@@ -38,7 +38,7 @@ def runs(documents: Int64[ndarray, "T"]) -> dict[int, slice]:
 
 
 def plan_attention(at_q: Timeline, at_k: Timeline, causal: bool, window: int | None, tile: int) -> AttentionPlan:
-    """The plan for kernels with tiles of that many queries and keys (attention_tiles.spec_for).
+    """The plan for kernels with tiles of that many queries and keys (attention.kernels_for).
 
     Integer times are taken relative to their document's first key, exactly; float times as they are, so that a difference is rounded once.
 

@@ -75,16 +75,22 @@ def pair_is_read(plan, b, query, key):
 
 
 @inner
-def difference(plan, like, b, query, key):
-    """Δ of a pair that is read, subtracted in float64."""
-    d = plan[2][b, query] - plan[3][b, key]
-    return number(like, d if plan[7] else abs(d))
+def elapsed(like, time_q, time_k, causal):
+    """Δ, subtracted in float64."""
+    d = time_q - time_k
+    return number(like, d if causal else abs(d))
 
 
 @inner
-def pair_score(product, scale, plan, bias, b, h, query, key):
-    """The score of a pair that is read."""
-    return product * scale + bias_of(bias, h, difference(plan, bias[3], b, query, key))
+def difference(plan, like, b, query, key):
+    """Δ of a pair that is read."""
+    return elapsed(like, plan[2][b, query], plan[3][b, key], plan[7])
+
+
+@inner
+def pair_score(product, scale, bias, delta):
+    """The score of a pair that is read; bias: head_bias."""
+    return product * scale + bias_of(bias, delta)
 
 
 @inner
@@ -133,4 +139,3 @@ def row_adder(spec: Spec) -> Any:
                 sums[r, f] += weight * rows[c, cuda.threadIdx.x % SIDE + SIDE * f]
 
     return add_row
-

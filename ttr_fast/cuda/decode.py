@@ -22,7 +22,7 @@ from ttr_fast.cuda.rows import THREADS, fill
 from ttr_fast.cuda.time2vec import elapsed, time2vec_forward
 from ttr_fast.cuda.time_bias import BiasTable, bias_table, described
 from ttr_fast.cuda.transformer_block import feed_forward
-from ttr_fast.cuda.workspace import Workspace, new_array, on_device
+from ttr_fast.cuda.workspace import Workspace
 from ttr_ref.config import ModelConfig
 from ttr_ref.model import ModelParams
 from ttr_ref.transformer_block import TransformerBlockParams
@@ -31,8 +31,10 @@ from ttr_ref.transformer_block import TransformerBlockParams
 class CudaDecoder:
     """Weights, and what a number of rows have seen. Changed weights need another decoder."""
 
-    def __init__(self, weights: ModelParams, config: ModelConfig, batch: int, time_dtype: type[np.int64] | type[np.float64] = np.int64) -> None:
-        """weights: on the device, matrices in storage type.
+    def __init__(
+        self, weights: ModelParams, config: ModelConfig, batch: int, time_dtype: type[np.int64] | type[np.float64], workspace: Workspace
+    ) -> None:
+        """weights: on the device, matrices in storage type; workspace: for this decoder alone.
 
         Raises ValueError if the model has no window or is not causal.
         """
@@ -41,15 +43,16 @@ class CudaDecoder:
             raise ValueError("decode: the model sees everything before (window is None); a ring buffer needs a window")
         if not block.causal:
             raise ValueError("decode: the model is not causal; what comes later would change what was decoded")
-        self.weights, self.config, self.batch, self.workspace = weights, config, batch, Workspace()
+        self.weights, self.config, self.batch, self.workspace = weights, config, batch, workspace
         self.storage, self.compute = weights.embedding.dtype, block.float_dtype.compute
-        shape = (batch, block.groups, block.window, block.head_dim)
-        self.rings = [KVRing(new_array(shape, self.storage), new_array(shape, self.storage)) for _ in weights.blocks]
-        self.past = on_device(Past(np.zeros((batch, block.window), time_dtype), np.zeros(batch, np.int64)))
+        shape, array = (batch, block.groups, block.window, block.head_dim), self.workspace.array
+        self.rings = [KVRing(*(array(f"ring.{layer}.{part}", shape, self.storage) for part in "kv")) for layer in range(config.layers)]
+        past = Past(np.zeros((batch, block.window), time_dtype), np.zeros(batch, np.int64))
+        start = past, theta_of(block, weights.blocks[0].attention.rope_omega.size), np.zeros(batch, np.int64)
+        self.past, self.theta, self.document = self.workspace.upload("start", start)
         self.tables = [self.table_of(layer, params) for layer, params in enumerate(weights.blocks)]
-        self.theta = on_device(theta_of(block, weights.blocks[0].attention.rope_omega.size))
-        self.document, self.last = on_device(np.zeros(batch, np.int64)), np.full(batch, np.iinfo(np.int64).min).astype(time_dtype)
-        self.factors = new_array((batch, block.heads), self.compute)
+        self.last = np.full(batch, np.iinfo(np.int64).min).astype(time_dtype)
+        self.factors = array("factors", (batch, block.heads), self.compute)
         fill(self.factors, 1)
 
     def table_of(self, layer: int, params: TransformerBlockParams) -> BiasTable:
@@ -67,7 +70,7 @@ class CudaDecoder:
         self.check(tokens, times)
         block, array, n, weights = self.config.block, self.workspace.array, self.batch, self.weights
         self.last[:] = times
-        given_tokens, given_times = on_device((np.ascontiguousarray(tokens, np.int64), self.last.copy()))
+        given_tokens, given_times = self.workspace.upload("given", (np.ascontiguousarray(tokens, np.int64), self.last))
         position, tau, x = array("position", (n,), np.int64), array("tau", (n,), np.float64), array("x", (n, block.embed_dim), self.storage)
         kv_ring_next(given_times, self.past, position)
         elapsed(given_times, self.document, block.time.origin, block.time.unit, tau)

@@ -7,6 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") == "1"
+"""Whether kernels run in simulator.py, on the host; read once."""
 OLDEST_DEVICE = (8, 0)
 """A100; kernels are tested as machine code for nothing older."""
 OLDEST_DRIVER = (13, 0)
@@ -120,6 +122,15 @@ def compiler_obstacle() -> Obstacle | None:
     return None
 
 
+def simulator_obstacle() -> Obstacle | None:
+    """What is missing of the simulator."""
+    if package_version("greenlet") is None:
+        return Obstacle("greenlet, which the simulator of NUMBA_ENABLE_CUDASIM=1 needs, is not installed", "pip install greenlet")
+    return None
+
+
 def obstacle() -> Obstacle | None:
-    """The first thing that keeps kernels from running here; None where nothing does."""
-    return device_obstacle(driver()) or compiler_obstacle()
+    """The first thing that keeps kernels from running here, on a device or where NUMBA_ENABLE_CUDASIM=1 is set in the simulator; None where nothing
+    does.
+    """
+    return simulator_obstacle() if SIMULATED else device_obstacle(driver()) or compiler_obstacle()

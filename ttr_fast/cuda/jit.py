@@ -5,22 +5,24 @@ A kernel says of which types its arguments are, in Numba's notation, and what it
     @kernel("S[:, ::1], C[::1], int64", registers=40, shared=512, threads=128)
 
 S stands for a storage (float64, float32, int16 for the bits of f16, uint16 for those of bf16), C for the type in which it is computed (float64 for
-float64, else float32), M for the type of moments (int64, float64). tests/cuda/compiled.py compiles each kernel for all of them, and checks that it
-stays within its registers and its bytes of shared memory, without a stack. The simulator checks that it is launched with these types and no more
-threads.
+float64, else float32), M for the type of moments (int64, float64), H for the two storages of 16 bits. tests/cuda/compiled.py compiles each kernel for
+all of them, and checks that it stays within its registers and its bytes of shared memory, without a stack, and that the instructions it names are
+there. The simulator checks that it is launched with these types and no more threads.
 
 No fast-math flag. A device may fuse a product and a sum; where the oracle's roundings matter, `numbers.times` rounds the product first.
 """
 
-import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM", "0") == "1"
+from ttr_fast.cuda import found as machine
+
+SIMULATED = machine.SIMULATED
 
 cuda: Any
 if SIMULATED:
@@ -33,18 +35,22 @@ else:
     import numba.cuda
 
     cuda = numba.cuda
+    # small batches have small grids: no news that each launch would have to warn of
+    numba.cuda.dispatcher.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # type: ignore[attr-defined]
 
 COMPUTE = {"float64": "float64", "float32": "float32", "int16": "float32", "uint16": "float32"}
 """Each storage's type of arithmetic."""
+HALVES = ("int16", "uint16")
 MOMENTS = ("int64", "float64")
 
 
 def expanded(signature: str) -> dict[str, bool]:
-    """Every signature that one with the letters S, C and M stands for, and whether its arithmetic is float64 where it might be float32."""
-    storages = list(COMPUTE) if re.search(r"\bS\b", signature) else ["float64", "float32"] if re.search(r"\bC\b", signature) else [""]
+    """Every signature that one with the letters S, C, H and M stands for, and whether its arithmetic is float64 where it might be float32."""
+    letters = set(re.findall(r"\b[SCH]\b", signature))
+    storages = list(COMPUTE) if "S" in letters else HALVES if "H" in letters else ["float64", "float32"] if "C" in letters else [""]
     found = {}
     for storage in storages:
-        typed = re.sub(r"\bS\b", storage, re.sub(r"\bC\b", COMPUTE.get(storage, ""), signature))
+        typed = re.sub(r"\b[SH]\b", storage, re.sub(r"\bC\b", COMPUTE.get(storage, ""), signature))
         found |= {re.sub(r"\bM\b", moment, typed): storage == "float64" for moment in (MOMENTS if re.search(r"\bM\b", typed) else [""])}
     return found
 
@@ -59,18 +65,42 @@ class Kernel:
     registers: int
     shared: int
     threads: int
+    dynamic: int
+    instructions: tuple[str, ...]
     dispatcher: Any
+    allowed: set[Any] = field(default_factory=set)
+    """What was compiled so far that may use the dynamic memory."""
 
     def __getitem__(self, sizes: tuple[Any, Any]) -> Callable[..., None]:
+        if _state["unlaunched"]:
+            return lambda *arguments: None
         grid, block = (s if isinstance(s, tuple) else (s,) for s in sizes)
-        if not SIMULATED:
+        if not SIMULATED and not self.dynamic:
             return self.dispatcher[grid, block]
 
         def run(*arguments: Any) -> None:
-            self.check(block, arguments)
-            simulator.launch(self.function, grid, block, arguments)
+            if SIMULATED:
+                self.check(block, arguments)
+                simulator.launch(self.function, grid, block, arguments, self.dynamic)
+            else:
+                self.allow(arguments)
+                self.dispatcher[grid, block, 0, self.dynamic](*arguments)
 
         return run
+
+    def allow(self, arguments: tuple[Any, ...]) -> None:
+        """Let the kernel have more than the 48 KiB of shared memory that a block has otherwise; numba-cuda has no call for it.
+
+        Not yet run on a device.
+        """
+        compiled = self.dispatcher._compile_for_args(*arguments)
+        if compiled not in self.allowed:
+            from cuda.bindings.driver import CUfunction_attribute
+            from numba.cuda.cudadrv.driver import driver
+
+            function, most = compiled._codelibrary.get_cufunc(), CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            driver.cuKernelSetAttribute(most, self.dynamic, function.handle, function.device.id)
+            self.allowed.add(compiled)
 
     def check(self, block: tuple[int, ...], arguments: tuple[Any, ...]) -> None:
         """Raises SimulationError for a launch that no compiled version serves."""
@@ -79,6 +109,19 @@ class Kernel:
             raise simulator.SimulationError(f"{self.function.__name__} is not compiled for ({given})")
         if np.prod(block) > self.threads:
             raise simulator.SimulationError(f"{self.function.__name__} is compiled for {self.threads} threads, not {block}")
+
+
+_state = {"unlaunched": False}
+
+
+@contextmanager
+def unlaunched() -> Iterator[None]:
+    """Within `with`, kernels do nothing: what a step asks for is seen before anything happens."""
+    before, _state["unlaunched"] = _state["unlaunched"], True
+    try:
+        yield
+    finally:
+        _state["unlaunched"] = before
 
 
 KERNELS: dict[str, Kernel] = {}
@@ -96,12 +139,19 @@ def type_of(argument: Any) -> str:
 
 
 def kernel(
-    signature: str | tuple[str, ...], registers: int, threads: int, shared: int = 0, variant: str = ""
+    signature: str | tuple[str, ...],
+    registers: int,
+    threads: int,
+    shared: int = 0,
+    dynamic: int = 0,
+    variant: str = "",
+    instructions: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., None]], Kernel]:
     """Declare a kernel.
 
-    signature: its types, see above. registers: of one thread, at most. threads: of one block, at most. shared: bytes of one block, at most.
-    variant: what a kernel made inside a function is specialised for.
+    signature: its types, see above. registers: of one thread, at most. threads: of one block, at most. shared: bytes of one block, at most, in arrays
+    whose sizes are constants. dynamic: bytes of one block besides, the one array that every `cuda.shared.array(0, dtype)` is, in whatever type.
+    variant: what a kernel made inside a function is specialised for. instructions: of the machine, which its code has to contain on every target.
     """
     several = (signature,) if isinstance(signature, str) else signature
     signatures = {s: wide for one in several for s, wide in expanded(one).items()}
@@ -109,7 +159,7 @@ def kernel(
     def declared(function: Callable[..., None]) -> Kernel:
         name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}{variant and f'[{variant}]'}"
         dispatcher = None if SIMULATED else cuda.jit(launch_bounds=threads)(function)
-        KERNELS[name] = Kernel(function, signatures, registers, shared, threads, dispatcher)
+        KERNELS[name] = Kernel(function, signatures, registers, shared, threads, dynamic, instructions, dispatcher)
         return KERNELS[name]
 
     return declared

@@ -4,11 +4,13 @@ Each number of the result is one chain of multiply-adds over the inner axis, in 
 turned.
 
 Ladder:
-1. A block owns a tile of SIDE × SIDE, a thread PART × PART numbers of it, SIDE / PART apart, in registers. STEPS steps of the inner axis lie in
-   shared memory, a row longer than they need to be, so that neither reading nor turning meets one bank twice. Measured: not yet, no device.
+1. `product`: a block owns a tile of SIDE × SIDE, a thread PART × PART numbers of it, SIDE / PART apart, in registers. STEPS steps of the inner axis
+   lie in shared memory, a row longer than they need to be, so that neither reading nor turning meets one bank twice. Measured: not yet, no device.
+2. Products of 16-bit storages on tensor cores: linear_mma.py.
 """
 
 from ttr_fast.cuda.jit import blocks_for, cuda, inner, kernel
+from ttr_fast.cuda.linear_mma import PRODUCTS, matmul_mma
 from ttr_fast.cuda.numbers import compute_type, load, number, store
 
 SIDE, STEPS, PART = 64, 16, 4
@@ -70,9 +72,15 @@ def product(a, turned_a, b, turned_b, addend, with_addend, out):
 def matmul(a, turned_a: bool, b, turned_b: bool, addend, out) -> None:
     """out (N, M) = addend + A B, A being a or its transpose, B likewise.
 
-    a, b of one storage; out in that storage or in the type of arithmetic; addend like out, or None; it may be out.
+    a, b of one storage; out in that storage or in the type of arithmetic; addend like out, or None; it may be out. All of them start at multiples of
+    16 bytes. Tensor cores multiply 16-bit storages whose rows are multiples of 8 items long. Lengths of rows decide and never their number, so that a
+    row has the same bits alone as among others.
     """
-    if out.size:
+    if not out.size:
+        return
+    if a.dtype.itemsize == 2 and (turned_a, turned_b) in PRODUCTS and not any(matrix.shape[1] % 8 for matrix in (a, b, out)):
+        matmul_mma(a, turned_a, b, turned_b, addend, out)
+    else:
         grid = blocks_for(out.shape[1], SIDE), blocks_for(out.shape[0], SIDE)
         product[grid, THREADS](a, turned_a, b, turned_b, out if addend is None else addend, addend is not None, out)
 

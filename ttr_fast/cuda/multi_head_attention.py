@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ttr_fast.cuda import rows
-from ttr_fast.cuda.attention import AttentionTask, attention_backward, attention_forward, backward_blocks
+from ttr_fast.cuda.attention import AttentionTask, attention_backward, attention_forward, backward_parts
 from ttr_fast.cuda.attention_plan import AttentionPlan
 from ttr_fast.cuda.dropout import Sites, head_dropout_factors
 from ttr_fast.cuda.jit import blocks_for, cuda, kernel
@@ -105,7 +105,7 @@ def multi_head_attention_backward(
     dq, dk, dv, dlse, bracket = (array(f"d.{i}", a.shape, compute) for i, a in enumerate((q, k, v, lse, lse)))
     fill(dlse, 0)
     sums = array("bias.sums", (heads, sums_of(task.bias)), np.float64)
-    partial = array("bias.partial", (q.shape[0], backward_blocks(q), *sums.shape), np.float64)
+    partial = array("bias.partial", (q.shape[0], backward_parts(q), *sums.shape), np.float64)
     attention_backward(do, dlse, q, k, v, o, lse, task, dq, dk, dv, sums, bracket, partial)
     bias_gradient(params.time_bias, task.bias, sums, grads.time_bias)
     dqkv, pairs = array("dqkv", (n, params.w_qkv.shape[1]), x.dtype), grads.rope_omega.size

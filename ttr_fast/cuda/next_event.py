@@ -3,8 +3,11 @@
 Losses and their gradients are formed in one pass over chunks of targets: what each target's nats count for in the loss is known beforehand, so a
 chunk's logits are turned into their gradient where they lie and never formed again.
 
-Ladder of `gather` and `scatter_add`:
+Ladder of `gather_rows` and `scatter_add`:
 1. A thread owns a feature of a target. Measured: not yet, no device.
+
+Ladder of `loss_of`:
+1. One block, each thread every THREADS-th target, then a tree, in float64. Measured: not yet, no device.
 """
 
 from typing import Any, NamedTuple
@@ -19,15 +22,15 @@ from ttr_fast.cuda.linear import linear_forward, matmul
 from ttr_fast.cuda.numbers import load, number, store
 from ttr_fast.cuda.places import Places, places_of
 from ttr_fast.cuda.rms_norm import rms_norm_backward, rms_norm_forward
-from ttr_fast.cuda.rows import THREADS, fill
+from ttr_fast.cuda.rows import THREADS, accumulate, block_sum, fill
 from ttr_fast.cuda.time2vec import time2vec_forward
 from ttr_fast.cuda.time_head import time_head_backward, time_head_forward
 from ttr_fast.cuda.transformer_block import feed_forward, feed_forward_backward, time_gradients
-from ttr_fast.cuda.workspace import Workspace, on_device
+from ttr_fast.cuda.workspace import ALIGNED_TO, Workspace, on_host
 from ttr_ref.config import ModelConfig, TimeHeadOrder
-from ttr_ref.cross_entropy import chunks
+from ttr_ref.cross_entropy import Standing, chunks, joined, standing_of
 from ttr_ref.model import ModelParams
-from ttr_ref.next_event import Batch, NextTimeParams, gaps, next_timeline, orders_of
+from ttr_ref.next_event import Batch, NextTimeParams, gaps, next_timeline, orders_of, target_tokens
 from ttr_ref.time_head import MixtureParams
 
 
@@ -82,47 +85,87 @@ def scale_items(x, factor, y):
         y[i] = number(x, factor) * x[i]
 
 
-class NextEvents:
-    """The targets of one batch: nats in every order, and with weights the gradients of states, embedding, vocabulary and time head."""
+@kernel("C[::1], float64[::1], boolean, C[::1], float64, float64, float64, boolean, float64[::1]", registers=40, shared=8 * THREADS, threads=THREADS)
+def sum_losses(token, time, with_time, lse, z_loss, time_weight, divisor, add, loss):
+    """One block."""
+    scratch, s = cuda.shared.array(THREADS, np.float64), 0.0
+    for i in range(cuda.threadIdx.x, token.size, THREADS):
+        top = float(lse[i])
+        s += float(token[i]) + z_loss * top * top
+        if with_time:
+            s += time_weight * time[i]
+    s = block_sum(scratch, s)
+    if cuda.threadIdx.x == 0:
+        loss[0] = (loss[0] if add else 0.0) + s / divisor
 
-    def __init__(self, z: Any, params: ModelParams, batch: Batch, config: ModelConfig, workspace: Workspace) -> None:
+
+def loss_of(nats: list[Nats], z_loss: float, time_weight: float, divisor: float, loss) -> None:
+    """loss (1,) float64 = Σ (token nats + time_weight · time nats + z_loss · LSE²) / divisor over the targets of all orders."""
+    for number_of_order, (_, token, time, lse) in enumerate(nats):
+        some = loss if time is None else time
+        sum_losses[1, THREADS](token, some, time is not None, lse, z_loss, time_weight, divisor, number_of_order > 0, loss)
+
+
+class NextEvents:
+    """The targets of one batch: nats in every order, and with weights the gradients of states, embedding, vocabulary and time head.
+
+    closely: also where each target stands among all tokens, in `standings` on the host, and the mixtures' raw numbers in `raw`, for each order.
+    """
+
+    def __init__(self, z: Any, params: ModelParams, batch: Batch, config: ModelConfig, workspace: Workspace, closely: bool = False) -> None:
         self.z, self.params, self.batch, self.config, self.workspace = z, params, batch, config, workspace
         self.compute = config.block.float_dtype.compute
-        tokens = np.ascontiguousarray(batch.next_tokens[batch.is_target]).astype(np.int64)
-        self.count = tokens.size
-        self.start, self.places = on_device(places_by_token(tokens, np.zeros_like(tokens), config.vocab_size))
-        index, everywhere = np.flatnonzero(batch.is_target).astype(np.int64), np.arange(z.shape[0])
-        self.index, self.tokens, self.everywhere, self.gap = on_device((index, tokens, everywhere, gaps(batch)))
+        tokens = np.ascontiguousarray(target_tokens(batch, config.vocab_size)).astype(np.int64)
+        self.count, places = tokens.size, z.shape[0]
+        start, by_token = places_by_token(tokens, np.zeros_like(tokens), config.vocab_size)
+        index, everywhere = np.flatnonzero(batch.is_target).astype(np.int64), np.arange(places)
+        given = (start, by_token, index, tokens, everywhere, gaps(batch))
+        most = 8 * (start.size + 5 * places) + len(given) * ALIGNED_TO
+        self.start, self.places, self.index, self.tokens, self.everywhere, self.gap = workspace.upload("targets", given, most)
+        self.next_tokens, self.closely = tokens, closely
+        self.standings, self.raw = list[Standing](), list[Any]()
+
+    def per_target(self, name: str, dtype: Any, *width: int) -> Any:
+        """An entry for each target, from an array that has one for each place: another batch with more targets asks for nothing."""
+        return self.workspace.array(name, (self.z.shape[0], *width), dtype)[: self.count]
 
     def states(self, x: Any, name: str, table: Any = None) -> Any:
         """The rows of the targets, in storage; with a table the embedding of what comes next is added."""
-        y = self.workspace.array(name, (self.count, x.shape[1]), x.dtype)
+        y = self.per_target(name, x.dtype, x.shape[1])
         gather_rows[blocks_for(y.size, THREADS), THREADS](x, self.index, y if table is None else table, table is not None, self.tokens, y)
         return y
 
-    def token_nats(self, states: Any, order: str, weights: Weights, dstates: Any, dvocabulary: Any) -> tuple[Any, Any]:
-        """(nats, LSE) of the targets; dstates is filled and dvocabulary added to."""
+    def token_nats(self, states: Any, order: str, weights: Weights | None, dstates: Any, dvocabulary: Any) -> tuple[Any, Any]:
+        """(nats, LSE) of the targets; with weights dstates is filled and dvocabulary added to."""
         config, compute, array = self.config, self.compute, self.workspace.array
         vocabulary = self.params.embedding if config.tied else self.params.w_vocab
-        size = config.vocab_size
-        nats, lse = array(f"nats.{order}", (self.count,), compute), array(f"lse.{order}", (self.count,), compute)
+        size, most, parts = config.vocab_size, min(config.loss_chunk, self.z.shape[0]), list[Standing]()
+        nats, lse = self.per_target(f"nats.{order}", compute), self.per_target(f"lse.{order}", compute)
         for part in chunks(self.count, config.loss_chunk):
             n = part.stop - part.start
-            logits, dnats, dlse = array("logits", (n, size), compute), array("dnats", (n,), compute), array("dlse.chunk", (n,), compute)
+            logits = array("logits", (most, size), compute)[:n]
             matmul(states[part], False, vocabulary, config.tied, None, logits)
             cross_entropy_forward(logits, self.tokens[part], nats[part], lse[part])
-            dlogits = logits if states.dtype == compute else array("dlogits", (n, size), states.dtype)
+            if self.closely:
+                parts.append(standing_of(on_host(logits), on_host(lse[part]), self.next_tokens[part]))
+            if weights is None:
+                continue
+            dnats, dlse = array("dnats", (most,), compute)[:n], array("dlse.chunk", (most,), compute)[:n]
+            dlogits = logits if states.dtype == compute else array("dlogits", (most, size), states.dtype)[:n]
             fill(dnats, weights.token)
             scale_items[blocks_for(n, THREADS), THREADS](lse[part], compute.type(2 * weights.z_loss), dlse)
             cross_entropy_backward(dnats, dlse, self.tokens[part], lse[part], logits, dlogits)
             matmul(dlogits, False, vocabulary, not config.tied, None, dstates[part])
             left, right = (dlogits, states[part]) if config.tied else (states[part], dlogits)
             matmul(left, True, right, False, dvocabulary, dvocabulary)
+        if parts:
+            self.standings.append(joined(parts))
         return nats, lse
 
     def with_next_time(self, params: NextTimeParams) -> tuple[Any, Any]:
         """(z + geglu(rms_norm(z + time2vec(t_{i+1}))), what backward needs)."""
-        places, array, z = places_of(next_timeline(self.batch), self.config.block), self.workspace.array, self.z
+        array, z = self.workspace.array, self.z
+        places = places_of(next_timeline(self.batch), self.config.block, "next_time", self.workspace)
         u, normed, y = (array(f"next_time.{part}", z.shape, z.dtype) for part in ("u", "normed", "y"))
         r = array("next_time.r", (z.shape[0],), self.compute)
         time2vec_forward(places.tau, *params.time2vec, z, u)
@@ -145,42 +188,48 @@ class NextEvents:
         time_gradients(du, places.tau, params.time2vec, grads.time2vec, self.workspace)
         scatter_add(dx, self.everywhere, dz)
 
-    def time_nats(self, order: TimeHeadOrder, mixture: MixtureParams, weights: Weights, dz: Any, mine: MixtureParams, dembedding: Any) -> Any:
-        """−ln p of the gaps; gradients are added to dz, to the mixture's and to the embedding's."""
-        array, resolution, (n, width) = self.workspace.array, self.config.block.time.resolution, (self.count, mixture.b_mixture.size)
+    def time_nats(self, order: TimeHeadOrder, mixture: MixtureParams, weights: Weights | None, dz: Any, grads: ModelParams | None) -> Any:
+        """−ln p of the gaps; with weights gradients are added to dz, to the mixture's and to the embedding's."""
+        resolution, width = self.config.block.time.resolution, mixture.b_mixture.size
         states = self.states(self.z, "time_states", self.params.embedding if order == "token_then_time" else None)
-        raw, nats, dnats = array("raw", (n, width), self.compute), array(f"time_nats.{order}", (n,), np.float64), array("dtime", (n,), np.float64)
+        raw, nats = self.per_target(f"raw.{order}", self.compute, width), self.per_target(f"time_nats.{order}", np.float64)
         matmul(states, False, mixture.w_mixture, False, None, raw)
         time_head_forward(raw, mixture.b_mixture, self.gap, resolution, nats)
+        if self.closely:
+            self.raw.append(raw)
+        if weights is None or grads is None or grads.time_head is None:
+            return nats
+        mine, chunks_of_rows = grads.time_head.mixture, rows.chunks_of(self.z.shape[0])
+        dnats, wide = self.per_target("dtime", np.float64), self.per_target("wide", np.float64, width)
+        partial = self.workspace.array("wide.partial", (chunks_of_rows, width), np.float64)[: rows.chunks_of(self.count)]
+        draw, dbias = self.per_target("draw", states.dtype, width), self.workspace.array("dbias", (width,), self.compute)
+        dstates = self.per_target("dtime_states", self.compute, states.shape[1])
         fill(dnats, weights.time)
-        wide, partial = array("wide", (n, width), np.float64), array("wide.partial", (rows.chunks_of(n), width), np.float64)
-        draw, dbias = array("draw", (n, width), states.dtype), array("dbias", (width,), self.compute)
-        dstates = array("dtime_states", states.shape, self.compute)
         time_head_backward(dnats, raw, mixture.b_mixture, self.gap, resolution, draw, dbias, wide, partial)
-        scatter_add(dbias.reshape(1, -1), self.everywhere[:1], mine.b_mixture.reshape(1, -1))
+        accumulate(dbias, True, mine.b_mixture)
         matmul(states, True, draw, False, mine.w_mixture, mine.w_mixture)
         matmul(draw, False, mixture.w_mixture, True, None, dstates)
         scatter_add(dstates, self.index, dz)
         if order == "token_then_time":
-            add_by_token(dstates, self.start, self.places, 1.0, True, dembedding)
+            add_by_token(dstates, self.start, self.places, 1.0, True, grads.embedding)
         return nats
 
-    def all_orders(self, weights: Weights, dz: Any, grads: ModelParams) -> list[Nats]:
-        """The nats of each order that is trained; gradients are added to dz (N, E) in the type of arithmetic and to grads."""
-        head, mine, array, found = self.params.time_head, grads.time_head, self.workspace.array, []
-        dvocabulary = grads.embedding if self.config.tied else grads.w_vocab
-        for order in orders_of(self.config):
-            next_time = None if head is None or order == "token_then_time" else head.next_time
-            source, way = (self.z, None) if next_time is None else self.with_next_time(next_time)
-            states = self.states(source, "states")
-            dstates = array("dstates", states.shape, self.compute)
-            nats, lse = self.token_nats(states, order, weights, dstates, dvocabulary)
-            if next_time is None or way is None or mine is None or mine.next_time is None:
+    def order(self, order: TimeHeadOrder, weights: Weights | None, dz: Any, grads: ModelParams | None) -> Nats:
+        """The nats of one order."""
+        head = self.params.time_head
+        next_time = None if head is None or order == "token_then_time" else head.next_time
+        source, way = (self.z, None) if next_time is None else self.with_next_time(next_time)
+        states = self.states(source, "states")
+        dstates = None if grads is None else self.per_target("dstates", self.compute, states.shape[1])
+        dvocabulary = None if grads is None else grads.embedding if self.config.tied else grads.w_vocab
+        nats, lse = self.token_nats(states, order, weights, dstates, dvocabulary)
+        if grads is not None:
+            if next_time is None or way is None or grads.time_head is None or grads.time_head.next_time is None:
                 scatter_add(dstates, self.index, dz)
             else:
-                self.with_next_time_backward(dstates, way, dz, next_time, mine.next_time)
-            time = None
-            if head is not None and mine is not None:
-                time = self.time_nats(order, head.mixture, weights, dz, mine.mixture, grads.embedding)
-            found.append(Nats(order, nats, time, lse))
-        return found
+                self.with_next_time_backward(dstates, way, dz, next_time, grads.time_head.next_time)
+        return Nats(order, nats, None if head is None else self.time_nats(order, head.mixture, weights, dz, grads), lse)
+
+    def all_orders(self, weights: Weights | None = None, dz: Any = None, grads: ModelParams | None = None) -> list[Nats]:
+        """The nats of each order that is trained; with weights gradients are added to dz (N, E) in the type of arithmetic and to grads."""
+        return [self.order(order, weights, dz, grads) for order in orders_of(self.config)]

@@ -15,6 +15,10 @@ from typing import Any
 import numpy as np
 
 from ttr_fast.cuda.jit import SIMULATED
+from ttr_ref.float_dtype import FloatDType
+
+CARRIERS = {FloatDType.F64: np.float64, FloatDType.F32: np.float32, FloatDType.F16: np.int16, FloatDType.BF16: np.uint16}
+"""NumPy's type of the arrays in which kernels see each storage."""
 
 exp: Any
 log: Any

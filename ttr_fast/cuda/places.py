@@ -8,7 +8,7 @@ from numpy import ndarray
 
 from ttr_fast.cuda.rope import theta_of
 from ttr_fast.cuda.time2vec import elapsed
-from ttr_fast.cuda.workspace import new_array, on_device
+from ttr_fast.cuda.workspace import Workspace
 from ttr_ref.config import BlockConfig
 from ttr_ref.rope import time_pairs
 from ttr_ref.timeline import Timeline
@@ -25,10 +25,11 @@ class Places(NamedTuple):
     shape: tuple[int, int]
 
 
-def places_of(at: Timeline, config: BlockConfig) -> Places:
-    """The places of a timeline."""
+def places_of(at: Timeline, config: BlockConfig, name: str, workspace: Workspace) -> Places:
+    """The places of a timeline, in arrays of the workspace under that name."""
     document, position, times = (np.ascontiguousarray(a).reshape(-1) for a in at)
-    position, document, times = on_device((position.astype(np.int64), document.astype(np.int64), times))
-    tau = new_array(times.shape, np.float64)
+    given = (position.astype(np.int64), document.astype(np.int64), times, theta_of(config, time_pairs(config)))
+    position, document, times, theta = workspace.upload(f"{name}.places", given)
+    tau = workspace.array(f"{name}.tau", times.shape, np.float64)
     elapsed(times, document, config.time.origin, config.time.unit, tau)
-    return Places(position, document, tau, on_device(theta_of(config, time_pairs(config))), (at.time.shape[0], at.time.shape[1]))
+    return Places(position, document, tau, theta, (at.time.shape[0], at.time.shape[1]))

@@ -94,6 +94,32 @@ def fill(a, value: float) -> None:
     fill_items[blocks_for(a.size, THREADS), THREADS](a.reshape(-1), compute(value))
 
 
+@kernel("C[::1], S[::1]", registers=16, threads=THREADS)
+def store_items(x, y):
+    """One thread for each item."""
+    i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    if i < y.size:
+        store(x[i], y, i)
+
+
+def to_storage(x, y) -> None:
+    """y, of any storage, = x in its type of arithmetic, rounded once; of one shape."""
+    store_items[blocks_for(y.size, THREADS), THREADS](x.reshape(-1), y.reshape(-1))
+
+
+@kernel("C[::1], boolean, C[::1]", registers=16, threads=THREADS)
+def add_items(x, add, y):
+    """One thread for each item."""
+    i = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x
+    if i < y.size:
+        y[i] = y[i] + x[i] if add else x[i]
+
+
+def accumulate(x, add: bool, y) -> None:
+    """y = x, or y + x, of one shape, in the type of arithmetic."""
+    add_items[blocks_for(y.size, THREADS), THREADS](x.reshape(-1), add, y.reshape(-1))
+
+
 @inner
 def reduced(x):
     """x less the nearest whole number of turns, with the oracle's roundings."""

@@ -109,31 +109,37 @@ def left_knot(u, terms):
 
 
 @inner
-def bias_of(bias, h, delta):
-    """b(Δ) for head h; bias: the fields of BiasTable."""
-    kind, terms, rate, p = bias
-    y = delta * rate[h]
+def head_bias(kind, terms, rate, parameters, h):
+    """The bias of a head: the fields of BiasTable, and p₀, which is best read once."""
+    return kind, terms, rate[h], parameters[h, 0], parameters[h]
+
+
+@inner
+def bias_of(bias, delta):
+    """b(Δ); bias: head_bias."""
+    kind, terms, rate, slope, p = bias
+    y = delta * rate
     b = number(p, 0)
     if kind == LINEAR:
-        b = p[h, 0] * y
+        b = slope * y
     elif kind == LOG:
-        b = p[h, 0] * log1p(y)
+        b = slope * log1p(y)
     elif kind == EXP:
         for m in range(terms):
-            b += p[h, m] * exp(-p[h, terms + m] * delta)
+            b += p[m] * exp(-p[terms + m] * delta)
     elif kind == TABLE:
         u = knot_place(p, y, terms)
         k = left_knot(u, terms)
         f = u - number(p, k)
-        b = (number(p, 1) - f) * p[h, k] + f * p[h, k + 1]
+        b = (number(p, 1) - f) * p[k] + f * p[k + 1]
     return b
 
 
 @inner
-def add_bias_sums(bias, h, delta, g, sums):
+def add_bias_sums(bias, delta, g, sums):
     """Add a pair's share to the thread's column of sums (SUMS, threads)."""
-    kind, terms, rate, p = bias
-    y, t = delta * rate[h], cuda.threadIdx.x
+    kind, terms, rate, _, p = bias
+    y, t = delta * rate, cuda.threadIdx.x
     if kind == LINEAR:
         sums[0, t] += g * y
     elif kind == LOG:
@@ -141,9 +147,20 @@ def add_bias_sums(bias, h, delta, g, sums):
         sums[MOST_TERMS, t] += g * (y / (number(p, 1) + y))
     elif kind == EXP:
         for m in range(terms):
-            e = g * exp(-p[h, terms + m] * delta)
+            e = g * exp(-p[terms + m] * delta)
             sums[m, t] += e
             sums[MOST_TERMS + m, t] += e * delta
+
+
+@inner
+def share_of_knot(g, u, knot, terms):
+    """What a pair adds to a knot beside u, which is −1 where nothing is read."""
+    k, share = left_knot(u, terms), number(u, 0)
+    if u >= 0 and k == knot:
+        share = g * (number(u, k + 1) - u)
+    elif u >= 0 and k + 1 == knot:
+        share = g * (u - number(u, k))
+    return share
 
 
 @inner
@@ -153,12 +170,7 @@ def add_to_knots(slopes, places, side, partial, terms):
         s = number(slopes, 0)
         for i in range(side):
             for j in range(side):
-                u = places[i, j]
-                k = left_knot(u, terms)
-                if u >= 0 and k == knot:
-                    s += slopes[i, j] * (number(slopes, k + 1) - u)
-                elif u >= 0 and k + 1 == knot:
-                    s += slopes[i, j] * (u - number(slopes, k))
+                s += share_of_knot(slopes[i, j], places[i, j], knot, terms)
         partial[knot] += s
 
 

@@ -17,7 +17,7 @@ from ttr_fast.cuda.multi_head_attention import MultiHeadAttentionCache, multi_he
 from ttr_fast.cuda.places import Places
 from ttr_fast.cuda.rms_norm import rms_norm_backward, rms_norm_forward
 from ttr_fast.cuda.time2vec import time2vec_backward, time2vec_forward
-from ttr_fast.cuda.workspace import Workspace, on_device
+from ttr_fast.cuda.workspace import Workspace
 from ttr_ref.config import BlockConfig
 from ttr_ref.dropout import AFTER_ATTENTION, AFTER_FEED_FORWARD, ATTENTION, FEED_FORWARD, WHOLE_HEAD, DropoutKey, dropout_at
 from ttr_ref.feed_forward_geglu import FeedForwardGegluParams
@@ -52,12 +52,12 @@ class TransformerBlockCache(NamedTuple):
 
 
 def block_sites(config: BlockConfig, key: DropoutKey | None, layer: int) -> BlockSites:
-    """What is drawn in a block; key None draws nothing."""
+    """What is drawn in a block, in arrays of the host; key None draws nothing."""
     p, compute = config.dropout, config.float_dtype.compute
     places = {"attn": [ATTENTION], "head": [WHOLE_HEAD], "block": [AFTER_ATTENTION]}
     weights, heads, after = (sites_of([dropout_at(getattr(p, name), key, layer, place) for place in at], compute) for name, at in places.items())
     last = sites_of([dropout_at(p.ff, key, layer, FEED_FORWARD), dropout_at(p.block, key, layer, AFTER_FEED_FORWARD)], compute)
-    return on_device(BlockSites(weights, heads, after, last, backward_order(last)))
+    return BlockSites(weights, heads, after, last, backward_order(last))
 
 
 def add_product(a: Any, w: Any, residual: Any, sites: Sites, places: Places, y: Any, workspace: Workspace) -> None:
@@ -97,11 +97,11 @@ def time_gradients(du: Any, tau: Any, params: Time2VecParams, grads: Time2VecPar
 
 
 def transformer_block_forward(
-    x: Any, params: TransformerBlockParams, places: Places, plan: AttentionPlan, config: BlockConfig, key: DropoutKey | None, layer: int, name: str,
-    y: Any, workspace: Workspace,
+    x: Any, params: TransformerBlockParams, places: Places, plan: AttentionPlan, config: BlockConfig, sites: BlockSites, name: str, y: Any,
+    workspace: Workspace,
 ) -> TransformerBlockCache:  # fmt: skip
-    """y (N, E) from x (N, E). `name`: under which the workspace keeps what backward needs."""
-    n, compute, eps, sites = x.shape[0], config.float_dtype.compute, config.norm_eps, block_sites(config, key, layer)
+    """y (N, E) from x (N, E). `name`: under which the workspace keeps what backward needs; sites: block_sites, on the device."""
+    n, compute, eps = x.shape[0], config.float_dtype.compute, config.norm_eps
 
     def array(part: str, shape: tuple[int, ...], dtype: Any = x.dtype) -> Any:
         return workspace.array(f"{name}.{part}", shape, dtype)

@@ -13,12 +13,13 @@ from ttr_ref.config import ModelConfig
 from ttr_ref.model import ModelParams
 from ttr_ref.next_event import Batch, orders_of
 from ttr_ref.parameters import is_matrix
-from ttr_ref.tree import named_leaves
+from ttr_ref.tree import named_tree_map
 
 
 def model_flops(params: ModelParams, batch: Batch, config: ModelConfig) -> float:
     """Floating-point operations of one training step."""
-    entries = {name: a.size for name, a in named_leaves(params).items() if is_matrix(name)}
+    entries = dict[str, int]()
+    named_tree_map(lambda name, a: entries.update({name: a.size} if is_matrix(name) else {}), params)
     at_ends = {"embedding", "w_vocab"}
     for_targets = config.vocab_size * config.block.embed_dim + entries.get("time_head.mixture.w_mixture", 0)
     for_tokens = sum(size for name, size in entries.items() if name not in at_ends) - entries.get("time_head.mixture.w_mixture", 0)

@@ -16,7 +16,7 @@ from ttr_fast.training.evaluation import evaluate
 from ttr_fast.training.flops import model_flops
 from ttr_fast.training.interrupt import StopRequests
 from ttr_fast.training.metrics import MetricsFile
-from ttr_fast.training.step import StepReport, TrainState, train_start, train_step
+from ttr_fast.training.step import StepReport, TrainState, on_host, train_start, train_step
 from ttr_ref.config import ModelConfig, TrainConfig
 
 EVALUATIONS = 6
@@ -86,8 +86,8 @@ def train(
             stopping = stop.wanted  # looked at once: what comes after this would end the loop without a save
             if keep and (due or stopping):
                 metrics.flush()
-                keep(state, nats)
-    return state
+                keep(on_host(backend, state), nats)
+    return on_host(backend, state)
 
 
 def is_measured(step: int, config: TrainConfig) -> bool:

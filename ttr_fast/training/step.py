@@ -5,14 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ttr_fast.model import Backend
+from ttr_fast.model import Backend, Gradients
 from ttr_ref.adamw import AdamWState, adamw_init
 from ttr_ref.config import ModelConfig, TrainConfig
 from ttr_ref.loss_scaling import LossScale, loss_scale_init, loss_scale_update
 from ttr_ref.model import ModelParams, model_init
 from ttr_ref.next_event import Batch
 from ttr_ref.schedule import learning_rate
-from ttr_ref.tree import tree_map
 
 
 class TrainState(NamedTuple):
@@ -52,22 +51,27 @@ def train_step(backend: Backend, state: TrainState, batch: Batch, config: ModelC
     rate = learning_rate(step, train)
     params, optimizer, norm = backend.update(params, grads, optimizer, scale, rate, config, train)
     finite = norm < float("inf")
-    return TrainState(params, optimizer, loss_scale_update(scale, finite), step + 1), StepReport(loss, norm, rate, not finite, targets)
+    report = StepReport(float(loss), norm, rate, not finite, targets)
+    return TrainState(params, optimizer, loss_scale_update(scale, finite), step + 1), report
+
+
+def on_host(backend: Backend, state: TrainState) -> TrainState:
+    """The state in NumPy arrays, as it is saved, drawn and read."""
+    params, m, v = backend.on_host((state.params, state.optimizer.m, state.optimizer.v))
+    return state._replace(params=params, optimizer=AdamWState(m, v, state.optimizer.steps))
 
 
 def accumulated(
     backend: Backend, params: ModelParams, batch: Batch, config: ModelConfig, train: TrainConfig, step: int, loss_scale: float
-) -> tuple[float, ModelParams]:
-    """(mean loss, gradients of loss_scale times it) over the whole batch, part by part. Dropout is that of the whole: a document keeps its number."""
+) -> Gradients:
+    """Those of the whole batch, part by part. Dropout is that of the whole: a document keeps its number."""
     if train.accumulate == 1:
         return backend.loss_and_gradients(params, batch, config, train, step, loss_scale)
-    targets, loss, total = float(batch.is_target.sum()), 0.0, None
+    targets, total = float(batch.is_target.sum()), None
     for part in parts_of(batch, train.accumulate):
-        more, grads = backend.loss_and_gradients(params, part, config, train, step, loss_scale, targets)
-        loss += more
-        total = tree_map(np.copy, grads) if total is None else tree_map(lambda a, b: np.add(a, b, out=a), total, grads)
+        total = backend.added(total, backend.loss_and_gradients(params, part, config, train, step, loss_scale, targets))
     assert total is not None
-    return loss, total
+    return total
 
 
 def parts_of(batch: Batch, count: int) -> Iterator[Batch]:

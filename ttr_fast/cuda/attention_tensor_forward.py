@@ -1,0 +1,153 @@
+"""Attention forward on tensor cores, for 16-bit storage; the algorithm is that of attention_forward.py, the layout that of attention_fragments.py.
+
+Ladder:
+1. FlashAttention-2 (Dao 2023, arXiv:2307.08691): a warp owns 16 queries of a head, weights never leave its registers, keys and values come through
+   two buffers each. A warp whose queries read nothing of a step leaves it out. Exponentials to the base 2, one instruction each; times are subtracted
+   in float64. Dropout draws four words for each pair and uses one. Measured: not yet, no device.
+"""
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from ttr_fast.cuda.attention_forward import SIGNATURE
+from ttr_fast.cuda.attention_fragments import (
+    INSTRUCTIONS,
+    LANES,
+    LOG2_E,
+    PAIRS,
+    ROWS,
+    STEP,
+    TENSOR_SPECS,
+    THREADS,
+    TILE,
+    TensorSpec,
+    column_of,
+    draw_mask,
+    for_tensor_cores,
+    fragment_reader,
+    multiplier,
+    reach_of_rows,
+    row_adder,
+    row_fetcher,
+    row_of,
+)
+from ttr_fast.cuda.attention_tiles import elapsed, pair_score
+from ttr_fast.cuda.jit import cuda, inner, kernel
+from ttr_fast.cuda.numbers import log, number
+from ttr_fast.cuda.primitives import commit_copies, exp2, shuffle_xor, store_pair, unknown, wait_copies
+from ttr_fast.cuda.time_bias import head_bias
+
+REGISTERS = {32: 152, 64: 184}
+
+
+def shared_bytes(spec: TensorSpec) -> int:
+    """Two buffers for keys and two for values; a number for each pair."""
+    return 2 * 4 * STEP * spec.row + 4 * PAIRS * THREADS
+
+
+@inner
+def score_row(waiting, r, plan, bias, scale, b, query, begin):
+    """Of the lane's pairs with a query, which are the r-th of its rows: products become scores, −∞ where nothing is read."""
+    first, stop, time = 0, 0, 0.0
+    if query < plan[0].shape[1]:
+        first, stop, time = plan[0][b, query], plan[1][b, query], plan[2][b, query]
+    for n in range(unknown(PAIRS // 4)):
+        for e in range(2):
+            i, t = 4 * n + 2 * r + e, cuda.threadIdx.x
+            key, score = begin + column_of(n, e), np.float32(-math.inf)
+            if first <= key and key < stop:
+                score = pair_score(waiting[i, t], scale, bias, elapsed(waiting, time, plan[3][b, key], plan[7]))
+            waiting[i, t] = score
+
+
+@functools.cache
+def tensor_forward_kernel(spec: TensorSpec) -> Any:
+    """The kernel for a width of heads."""
+    width, items, outputs, held = spec.width, 2 * STEP * spec.row, spec.width // 2, spec.width // 4
+    read_fragments, fetch_rows, multiply, add_rows = fragment_reader(spec), row_fetcher(spec), multiplier(spec), row_adder(spec)
+
+    @kernel(
+        for_tensor_cores(SIGNATURE), registers=REGISTERS[width], shared=shared_bytes(spec), threads=THREADS, variant=str(width),
+        instructions=INSTRUCTIONS,
+    )  # fmt: skip
+    def attend(
+        q, k, v, o, lse, reach, first, stop, time_q, time_k, position_q, position_k, document_q, causal, kind, terms, rate, parameters, scale, words,
+        factors,
+    ):  # fmt: skip
+        """Block (x, h, b) has the tile x of queries of head h of row b."""
+        keys, values = cuda.shared.array(items, np.uint16, alignment=16), cuda.shared.array(items, np.uint16, alignment=16)
+        waiting = cuda.shared.array((PAIRS, THREADS), np.float32)
+        queries, weights = cuda.local.array(held, np.uint32), cuda.local.array(PAIRS, np.float32)
+        sums, top, total = cuda.local.array(outputs, np.float32), cuda.local.array(2, np.float32), cuda.local.array(2, np.float32)
+        rescale, nothing = cuda.local.array(2, np.float32), np.float32(-math.inf)
+        plan = (first, stop, time_q, time_k, position_q, position_k, document_q, causal)
+        block, h, b, t, heads, d = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x, q.shape[1], q.shape[3]
+        g, start, span, slot = h // (heads // k.shape[1]), block * TILE + t // LANES * ROWS, (reach[b, block, 0], reach[b, block, 1]), 0
+        low, high = reach_of_rows(plan, b, start)
+        read_fragments(q, b, h, start, queries)
+        for i in range(outputs):
+            sums[i] = np.float32(0)
+        for r in range(2):
+            top[r], total[r] = nothing, np.float32(0)
+        fetch_rows(k, b, g, span[0] // STEP * STEP, span, keys, 0)
+        fetch_rows(v, b, g, span[0] // STEP * STEP, span, values, 0)
+        commit_copies()
+        for begin in range(span[0] // STEP * STEP, span[1], STEP):
+            wait_copies(0)
+            cuda.syncthreads()
+            fetch_rows(k, b, g, begin + STEP, span, keys, STEP - slot)
+            fetch_rows(v, b, g, begin + STEP, span, values, STEP - slot)
+            commit_copies()
+            if low < begin + STEP and begin < high:
+                row, head = unknown(b), unknown(h)
+                bias = head_bias(kind, terms, rate, parameters, head)
+                multiply(q, queries, keys, slot, weights)
+                for i in range(PAIRS):
+                    waiting[i, t] = weights[i]
+                score_row(waiting, 0, plan, bias, scale, row, start + row_of(0), begin)
+                score_row(waiting, 1, plan, bias, scale, row, start + row_of(2), begin)
+                for r in range(2):
+                    rescale[r] = top[r]
+                for i in range(PAIRS):
+                    weights[i] = waiting[i, t]
+                    top[i // 2 % 2] = max(top[i // 2 % 2], weights[i])
+                for r in range(2):
+                    top[r] = max(top[r], shuffle_xor(top[r], 1))
+                    top[r] = max(top[r], shuffle_xor(top[r], 2))
+                    level = top[r] * LOG2_E if top[r] != nothing else np.float32(0)
+                    rescale[r] = exp2(rescale[r] * LOG2_E - level)
+                    total[r] *= rescale[r]
+                    for m in range(PAIRS // 2):
+                        i = m // 2 * 4 + 2 * r + m % 2
+                        weights[i] = exp2(weights[i] * LOG2_E - level)
+                        total[r] += weights[i]
+                if factors.size > 0:
+                    mask = draw_mask(plan, words, factors, heads, row, head, start, begin, False)
+                    for i in range(PAIRS):
+                        weights[i] = weights[i] * factors[0] if mask >> i & 1 else np.float32(0)
+                for i in range(outputs):
+                    sums[i] *= rescale[i // 2 % 2]
+                add_rows(q, weights, values, slot, sums)
+            slot = STEP - slot
+        wait_copies(0)
+        for r in range(2):
+            query, x = start + row_of(2 * r), total[r]
+            x += shuffle_xor(x, 1)
+            x += shuffle_xor(x, 2)
+            share = number(lse, 1) / x if x != 0 else number(lse, 0)
+            if query < q.shape[2]:
+                for n in range(width // 8):
+                    if column_of(n, 0) < d:
+                        at = ((b * heads + h) * q.shape[2] + query) * d + column_of(n, 0)
+                        store_pair(sums[4 * n + 2 * r] * share, sums[4 * n + 2 * r + 1] * share, o, at)
+                if t % 4 == 0:
+                    lse[b, h, query] = top[r] + log(x) if x != 0 else nothing
+
+    return attend
+
+
+for _spec in TENSOR_SPECS:
+    tensor_forward_kernel(_spec)
