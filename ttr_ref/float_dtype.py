@@ -57,9 +57,9 @@ def round_to_storage(x: Inexact[ndarray, "*shape"], dtype: FloatDType) -> Inexac
     if dtype not in HALF_FORMATS:
         return x
     precision, e_min, e_max = HALF_FORMATS[dtype]
-    _, exponent = np.frexp(x)  # |x| = m · 2^exponent with m in [½, 1): the e of the formula is exponent − 1
-    shift = precision - 1 - np.maximum(exponent - 1, e_min)
     with np.errstate(over="ignore", invalid="ignore"):  # beyond float32's range too infinity is the answer, and NaN is as good as any number
+        _, exponent = np.frexp(x)  # |x| = m · 2^exponent with m in [½, 1): the e of the formula is exponent − 1
+        shift = precision - 1 - np.maximum(exponent - 1, e_min)
         rounded = np.ldexp(np.rint(np.ldexp(x, shift)), -shift)
     largest = np.ldexp(2 - 2.0 ** (1 - precision), e_max)
     overflow = np.isfinite(x) & (np.abs(rounded) > largest)
