@@ -12,6 +12,7 @@ with. Everything that was found is in the file of --out. Exit code: 0 if all tha
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 BUDGETS = {"doctor": 30, "tests": 210, "bench": 300}
 INSTALL_S = 300
+GRACE_S = 15
 NEEDED = ("numba", "numba_cuda", "ml_dtypes", "jaxtyping", "msgspec", "tyro", "tqdm", "pytest", "xdist", "hypothesis", "beartype", "greenlet")
 TTR = ("-c", "from ttr_fast.cli import main; main()")
 TESTS = ("-m", "pytest", "tests/cuda", "--ignore=tests/cuda/test_compiled.py", "-q", "-p", "no:cacheprovider")
@@ -50,8 +52,10 @@ def main() -> int:
     if not simulated and (obstacle := found.device_obstacle(found.driver())) is not None:
         print(f"check_gpu: {obstacle.what}; {obstacle.mend}", file=sys.stderr)
         return 2
-    python = options.python or environment()
+    python = shutil.which(options.python) if options.python else environment()
     if python is None:
+        if options.python:
+            print(f"check_gpu: {options.python}: there is no such interpreter, expected one with numba-cuda and the tests' packages", file=sys.stderr)
         return 2
     if Path(python).absolute() != Path(sys.executable).absolute():
         return subprocess.run([python, *sys.argv, "--python", python], check=False).returncode
@@ -76,7 +80,10 @@ def environment() -> str | None:
 
 def has_all(python: str) -> bool:
     """Whether an interpreter is there and has the packages."""
-    look = f"import sys, importlib.util as u; sys.exit(any(u.find_spec(name) is None for name in {NEEDED}))"
+    look = (
+        f"import sys, importlib.util as u; sys.path.insert(0, {str(ROOT)!r}); from ttr_fast.cuda import found; "
+        f"sys.exit(any(u.find_spec(name) is None for name in {NEEDED}) or (not found.SIMULATED and found.compiler_obstacle() is not None))"
+    )
     try:
         return subprocess.run([python, "-c", look], check=False, capture_output=True, timeout=60).returncode == 0
     except (subprocess.SubprocessError, OSError):
@@ -100,7 +107,7 @@ def checked(options: argparse.Namespace) -> int:
             stages[name] = stage(commands[name], BUDGETS[name])
             print(f"---- {name}: {stages[name]['outcome']}, {stages[name]['seconds']:.0f} s", file=sys.stderr)
             if name == "tests":
-                rows += rows_of_tests(junit, stages[name]["outcome"])
+                rows += rows_of_tests(junit, stages[name]["outcome"], bool(options.select))
             if name == "bench":
                 rows += rows_of_bench(lines, asked(), stages[name]["outcome"])
             options.out.write_text(json.dumps({"stages": stages, "rows": rows}, indent=1))
@@ -122,15 +129,24 @@ def stage(command: list[str], budget_s: float) -> dict[str, Any]:
         output, _ = process.communicate(timeout=budget_s)
         outcome = "done" if process.returncode == 0 else f"exit code {process.returncode}"
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
+        output = stopped(process)
         outcome = f"not ended within {budget_s:g} s"
     print(output, end="", file=sys.stderr)
     return {"command": command, "outcome": outcome, "seconds": time.monotonic() - start, "output": output}
 
 
-def rows_of_tests(junit: Path, outcome: str) -> list[dict[str, Any]]:
-    """One for each group. What was not reached is not met."""
+def stopped(process: subprocess.Popen[str]) -> str:
+    """Interrupted, so that it can write down how far it came, and killed if it takes long to; its output."""
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        return process.communicate(timeout=GRACE_S)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return process.communicate()[0]
+
+
+def rows_of_tests(junit: Path, outcome: str, selected: bool) -> list[dict[str, Any]]:
+    """One for each group, of selected tests for those that have any. What was not reached is not met."""
     tests: dict[str, bool] = {}
     if junit.exists():
         for case in ElementTree.parse(junit).iter("testcase"):
@@ -138,6 +154,8 @@ def rows_of_tests(junit: Path, outcome: str) -> list[dict[str, Any]]:
     rows = []
     for asked_for, belongs in GROUPS.items():
         results = {name: passed for name, passed in tests.items() if belongs(name)}
+        if selected and not results:
+            continue
         failed = [name for name, passed in results.items() if not passed]
         met = bool(results) and not failed and outcome == "done"
         why = "" if met else f"failed: {', '.join(failed)}" if failed else outcome if outcome != "done" else "no such test ran"

@@ -122,7 +122,7 @@ class CudaBackend(ReferenceBackend):
         more = memory.of_decoding(params, config, rows, time_dtype).nbytes + self.absent(params, 1)
         self.check_memory(f"decoding {rows} rows", more, [])
         masters = self.masters if self.masters is not None and self.params is params else on_device(params)
-        workspace = Workspace()  # with copies that no other model writes over
+        workspace = Workspace()  # with copies that no other model writes over; what is no matrix, and all of f32 and f64, `update` moves in place
         return CudaDecoder(storage_copies(masters, config, workspace), config, rows, time_dtype, workspace)
 
     def decode(self, state: CudaDecoder, tokens: ndarray, times: ndarray, config: ModelConfig) -> tuple[ndarray, CudaDecoder]:

@@ -90,7 +90,7 @@ def test_what_it_refuses() -> None:
     decoder.step(tokens[:, 0], time[:, 1])
     with pytest.raises(ValueError, match=r"decode: times go backwards in row 0: 17\d+ is followed by 17\d+"):
         decoder.step(tokens[:, 1], time[:, 1] - 1)
-    assert decoder.past.seen.tolist() == [1, 1]
+    assert on_host(decoder.past.seen).tolist() == [1, 1]
     for block, message in ((replace(config.block, window=None), "window is None"), (replace(config.block, causal=False), "is not causal")):
         with pytest.raises(ValueError, match=message):
             CudaDecoder(params, replace(config, block=block), 1, np.int64, Workspace())

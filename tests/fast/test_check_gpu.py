@@ -33,9 +33,20 @@ def test_without_a_gpu(script: ModuleType, monkeypatch: pytest.MonkeyPatch, caps
     assert capsys.readouterr().err.startswith("check_gpu: the NVIDIA driver shows no GPU; ")
 
 
+def test_an_interpreter_that_is_not_there(script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A sentence."""
+    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "1")
+    monkeypatch.setattr(sys, "argv", [str(PATH), "--python", "no/such/python"])
+    assert script.main() == 2
+    assert capsys.readouterr().err.startswith("check_gpu: no/such/python: there is no such interpreter, expected one with numba-cuda")
+
+
 def test_an_environment_is_looked_for(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packages that are missing, an interpreter that is missing."""
+    """Packages that are missing, an interpreter that is missing, and where kernels are not simulated the compiler."""
     monkeypatch.setattr(script, "NEEDED", ("json", "numpy"))
+    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "0")
+    assert script.has_all(sys.executable) == (found.compiler_obstacle() is None)
+    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "1")
     assert script.has_all(sys.executable)
     assert script.environment() == sys.executable
     monkeypatch.setattr(script, "NEEDED", ("json", "no_such_package"))
@@ -43,13 +54,23 @@ def test_an_environment_is_looked_for(script: ModuleType, tmp_path: Path, monkey
     assert not script.has_all(str(tmp_path / "python"))
 
 
+INTERRUPTED = """
+import time
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    print("so far")
+"""
+
+
 def test_stages(script: ModuleType) -> None:
-    """One that ends, one that fails, one that takes too long and has started another process, which ends with it."""
+    """One that ends, one that fails, one that takes too long and has started another process, which ends with it, one that says how far it came."""
     assert script.stage(["-c", "print('said')"], 60)["output"] == "said\n"
     assert script.stage(["-c", "raise SystemExit(3)"], 60)["outcome"] == "exit code 3"
     start = time.monotonic()
     child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
     assert script.stage(["-c", child], 2)["outcome"] == "not ended within 2 s"
+    assert script.stage(["-c", INTERRUPTED], 5)["output"] == "so far\n"
     assert time.monotonic() - start < 300
 
 
@@ -58,12 +79,13 @@ def test_rows_of_tests(script: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "test_dropout.py").write_text("def test_masks(): pass\ndef test_same_bits(): pass\ndef test_wrong(): assert False\n")
     junit = tmp_path / "tests.xml"
     outcome = script.stage(["-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path), f"--junit-xml={junit}"], 120)["outcome"]
-    oracle, masks, bits = script.rows_of_tests(junit, outcome)
+    oracle, masks, bits = script.rows_of_tests(junit, outcome, False)
     assert (oracle["measured"], oracle["met"]) == ("2 of 3 tests pass", False)
     assert "test_wrong" in masks["why"]
     assert (bits["measured"], bits["met"], bits["why"]) == ("1 of 1 tests pass", False, "exit code 1")
-    assert script.rows_of_tests(junit, "done")[2]["met"]
-    missing = script.rows_of_tests(tmp_path / "none.xml", "not ended within 2 s")
+    assert script.rows_of_tests(junit, "done", False)[2]["met"]
+    missing = script.rows_of_tests(tmp_path / "none.xml", "not ended within 2 s", False)
+    assert script.rows_of_tests(tmp_path / "none.xml", "done", True) == []
     assert [(row["measured"], row["met"], row["why"]) for row in missing] == [("0 of 0 tests pass", False, "not ended within 2 s")] * 3
 
 

@@ -66,7 +66,7 @@ class Case(NetworkSizes, common.Case):
 
     @property
     def bytes(self) -> int:
-        """Weights read forward and backward; gradient, master and moments read, the latter three written."""
+        """Weights read forward and backward; gradient, master and moments written and read."""
         dtype = FloatDType(self.dtype)
         return self.weights * (2 * dtype.storage.itemsize + 8 * dtype.compute.itemsize)
 

@@ -1,7 +1,7 @@
 """Cross-entropy on the GPU for one chunk of logits; the mathematics is in ttr_ref/cross_entropy.py.
 
-The logits of a chunk of states are formed by whoever calls, (N, V) in the type of arithmetic, once for forward and again for backward, which turns
-them into their gradients in place. nats = (top − logit) + ln Σ exp(… − top): both terms are positive, nothing cancels.
+The logits of a chunk of states are formed by whoever calls, (N, V) in the type of arithmetic; backward writes their gradients in storage, in place
+where that is the same type. nats = (top − logit) + ln Σ exp(… − top): both terms are positive, nothing cancels.
 
 Ladder:
 1. Forward: a block owns a row and reads it twice; its maximum and its sum are trees. Backward: a thread owns a logit. Measured: not yet, no device.

@@ -15,7 +15,7 @@ from ttr_fast.cuda.adamw import adamw_step, blocks_of, global_norm, step_numbers
 from ttr_fast.cuda.attention import kernels_for
 from ttr_fast.cuda.attention_plan import AttentionPlan, plan_attention
 from ttr_fast.cuda.embedding import embedding_backward, embedding_forward, places_by_token
-from ttr_fast.cuda.next_event import Nats, NextEvents, Weights, loss_of
+from ttr_fast.cuda.next_event import Nats, NextEvents, Targets, Weights, loss_of, targets_of
 from ttr_fast.cuda.numbers import CARRIERS
 from ttr_fast.cuda.places import Places, places_of
 from ttr_fast.cuda.rms_norm import rms_norm_backward, rms_norm_forward
@@ -65,6 +65,7 @@ class Given(NamedTuple):
     places: Places
     plan: AttentionPlan
     sites: tuple[BlockSites, ...]
+    targets: Targets
 
 
 class Trunk(NamedTuple):
@@ -123,7 +124,10 @@ class CudaModel:
             adamw_step(theta, first, second, g, copy, told, clip)
 
     def given(self, batch: Batch, key: DropoutKey | None) -> Given:
-        """Raises ValueError for what the batch's preparation refuses."""
+        """All that is uploaded of it, before anything is launched: an upload waits for what was.
+
+        Raises ValueError for what the batch's preparation refuses.
+        """
         config, block, upload = self.config, self.config.block, self.workspace.upload
         flat = np.ascontiguousarray(batch.tokens).reshape(-1).astype(np.int64)
         start, by_token = places_by_token(flat, np.ascontiguousarray(batch.at.document).reshape(-1), config.vocab_size)
@@ -131,7 +135,8 @@ class CudaModel:
         plan = upload("plan", plan_attention(batch.at, batch.at, block.causal, block.window, tile))
         tokens, start, by_token = upload("tokens", (flat, start, by_token), 8 * (start.size + 2 * flat.size) + 3 * ALIGNED_TO)
         sites = upload("sites", tuple(block_sites(block, key, layer) for layer in range(config.layers)))
-        return Given(tokens, start, by_token, places_of(batch.at, block, "batch", self.workspace), plan, sites)
+        places, targets = places_of(batch.at, block, "batch", self.workspace), targets_of(batch, config, self.workspace)
+        return Given(tokens, start, by_token, places, plan, sites, targets)
 
     def block_forward(self, x: Any, params: ModelParams, given: Given, layer: int, name: str, y: Any) -> TransformerBlockCache:
         """y from x; the workspace keeps what backward needs under that name."""
@@ -178,8 +183,8 @@ class CudaModel:
 
     def nats(self, params: ModelParams, batch: Batch, closely: bool = False) -> tuple[list[Nats], NextEvents]:
         """The nats of each target in each order, without dropout; closely: as NextEvents."""
-        trunk = self.trunk(params, self.given(batch, None), "block")
-        events = NextEvents(trunk.z, params, batch, self.config, self.workspace, closely)
+        given = self.given(batch, None)
+        events = NextEvents(self.trunk(params, given, "block").z, params, given.targets, self.config, self.workspace, closely)
         return events.all_orders(), events
 
     def loss_and_gradients(
@@ -202,7 +207,8 @@ class CudaModel:
         grads, each, loss = self.gradient_arrays(params), loss_scale / (count * orders), self.told[LOSS : LOSS + 1]
         dz, dx = array("dz", shape, compute), array("dx.0", shape, storage)
         fill(dz, 0)
-        nats = NextEvents(trunk.z, params, batch, config, self.workspace).all_orders(Weights(each, each * time_weight, each * z_loss), dz, grads)
+        events = NextEvents(trunk.z, params, given.targets, config, self.workspace)
+        nats = events.all_orders(Weights(each, each * time_weight, each * z_loss), dz, grads)
         loss_of(nats, z_loss, time_weight, count * orders, loss)
         partial = array("norm.partial", (rows.chunks_of(shape[0]), shape[1]), compute)
         rms_norm_backward(dz, trunk.x, trunk.r, params.norm_final, None, dx, None, grads.norm_final, partial)

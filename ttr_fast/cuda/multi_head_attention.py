@@ -102,7 +102,7 @@ def multi_head_attention_backward(
     dmerged, do = array("dmerged", merged.shape, x.dtype), array("do", q.shape, x.dtype)
     linear_backward_input(da, params.w_out, dmerged)
     split_heads[blocks_for(n * merged.shape[1], THREADS), THREADS](dmerged, factors, do)
-    dq, dk, dv, dlse, bracket = (array(f"d.{i}", a.shape, compute) for i, a in enumerate((q, k, v, lse, lse)))
+    dq, dk, dv, dlse, bracket = (array(f"attention.d{i}", a.shape, compute) for i, a in enumerate((q, k, v, lse, lse)))
     fill(dlse, 0)
     sums = array("bias.sums", (heads, sums_of(task.bias)), np.float64)
     partial = array("bias.partial", (q.shape[0], backward_parts(q), *sums.shape), np.float64)

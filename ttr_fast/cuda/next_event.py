@@ -13,6 +13,8 @@ Ladder of `loss_of`:
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int64
+from numpy import ndarray
 
 from ttr_fast.cuda import rows
 from ttr_fast.cuda.cross_entropy import cross_entropy_backward, cross_entropy_forward
@@ -106,24 +108,46 @@ def loss_of(nats: list[Nats], z_loss: float, time_weight: float, divisor: float,
         sum_losses[1, THREADS](token, some, time is not None, lse, z_loss, time_weight, divisor, number_of_order > 0, loss)
 
 
+class Targets(NamedTuple):
+    """What a batch asks for, on the device but for `on_host`, which are the tokens again.
+
+    start, by_token: embedding.places_by_token of the tokens; index: where they are predicted; everywhere: all places; next_places: where what follows
+    stands, if its time leads to its token.
+    """
+
+    start: Any
+    by_token: Any
+    index: Any
+    tokens: Any
+    everywhere: Any
+    gap: Any
+    next_places: Places | None
+    on_host: Int64[ndarray, "N"]
+
+
+def targets_of(batch: Batch, config: ModelConfig, workspace: Workspace) -> Targets:
+    """Raises ValueError if a target is outside the vocabulary."""
+    tokens = np.ascontiguousarray(target_tokens(batch, config.vocab_size)).astype(np.int64)
+    start, by_token = places_by_token(tokens, np.zeros_like(tokens), config.vocab_size)
+    index, everywhere = np.flatnonzero(batch.is_target).astype(np.int64), np.arange(batch.tokens.size)
+    given = (start, by_token, index, tokens, everywhere, gaps(batch))
+    most = 8 * (start.size + 5 * everywhere.size) + len(given) * ALIGNED_TO
+    next_places = None
+    if config.time_head is not None and "time_then_token" in orders_of(config):
+        next_places = places_of(next_timeline(batch), config.block, "next_time", workspace)
+    return Targets(*workspace.upload("targets", given, most), next_places, tokens)
+
+
 class NextEvents:
     """The targets of one batch: nats in every order, and with weights the gradients of states, embedding, vocabulary and time head.
 
     closely: also where each target stands among all tokens, in `standings` on the host, and the mixtures' raw numbers in `raw`, for each order.
     """
 
-    def __init__(self, z: Any, params: ModelParams, batch: Batch, config: ModelConfig, workspace: Workspace, closely: bool = False) -> None:
-        self.z, self.params, self.batch, self.config, self.workspace = z, params, batch, config, workspace
-        self.compute = config.block.float_dtype.compute
-        tokens = np.ascontiguousarray(target_tokens(batch, config.vocab_size)).astype(np.int64)
-        self.count, places = tokens.size, z.shape[0]
-        start, by_token = places_by_token(tokens, np.zeros_like(tokens), config.vocab_size)
-        index, everywhere = np.flatnonzero(batch.is_target).astype(np.int64), np.arange(places)
-        given = (start, by_token, index, tokens, everywhere, gaps(batch))
-        most = 8 * (start.size + 5 * places) + len(given) * ALIGNED_TO
-        self.start, self.places, self.index, self.tokens, self.everywhere, self.gap = workspace.upload("targets", given, most)
-        self.next_tokens, self.closely = tokens, closely
-        self.standings, self.raw = list[Standing](), list[Any]()
+    def __init__(self, z: Any, params: ModelParams, targets: Targets, config: ModelConfig, workspace: Workspace, closely: bool = False) -> None:
+        self.z, self.params, self.targets, self.config, self.workspace = z, params, targets, config, workspace
+        self.compute, self.count = config.block.float_dtype.compute, targets.on_host.size
+        self.closely, self.standings, self.raw = closely, list[Standing](), list[Any]()
 
     def per_target(self, name: str, dtype: Any, *width: int) -> Any:
         """An entry for each target, from an array that has one for each place: another batch with more targets asks for nothing."""
@@ -132,7 +156,8 @@ class NextEvents:
     def states(self, x: Any, name: str, table: Any = None) -> Any:
         """The rows of the targets, in storage; with a table the embedding of what comes next is added."""
         y = self.per_target(name, x.dtype, x.shape[1])
-        gather_rows[blocks_for(y.size, THREADS), THREADS](x, self.index, y if table is None else table, table is not None, self.tokens, y)
+        tokens, rows_added = self.targets.tokens, y if table is None else table
+        gather_rows[blocks_for(y.size, THREADS), THREADS](x, self.targets.index, rows_added, table is not None, tokens, y)
         return y
 
     def token_nats(self, states: Any, order: str, weights: Weights | None, dstates: Any, dvocabulary: Any) -> tuple[Any, Any]:
@@ -145,16 +170,16 @@ class NextEvents:
             n = part.stop - part.start
             logits = array("logits", (most, size), compute)[:n]
             matmul(states[part], False, vocabulary, config.tied, None, logits)
-            cross_entropy_forward(logits, self.tokens[part], nats[part], lse[part])
+            cross_entropy_forward(logits, self.targets.tokens[part], nats[part], lse[part])
             if self.closely:
-                parts.append(standing_of(on_host(logits), on_host(lse[part]), self.next_tokens[part]))
+                parts.append(standing_of(on_host(logits), on_host(lse[part]), self.targets.on_host[part]))
             if weights is None:
                 continue
             dnats, dlse = array("dnats", (most,), compute)[:n], array("dlse.chunk", (most,), compute)[:n]
             dlogits = logits if states.dtype == compute else array("dlogits", (most, size), states.dtype)[:n]
             fill(dnats, weights.token)
             scale_items[blocks_for(n, THREADS), THREADS](lse[part], compute.type(2 * weights.z_loss), dlse)
-            cross_entropy_backward(dnats, dlse, self.tokens[part], lse[part], logits, dlogits)
+            cross_entropy_backward(dnats, dlse, self.targets.tokens[part], lse[part], logits, dlogits)
             matmul(dlogits, False, vocabulary, not config.tied, None, dstates[part])
             left, right = (dlogits, states[part]) if config.tied else (states[part], dlogits)
             matmul(left, True, right, False, dvocabulary, dvocabulary)
@@ -165,7 +190,8 @@ class NextEvents:
     def with_next_time(self, params: NextTimeParams) -> tuple[Any, Any]:
         """(z + geglu(rms_norm(z + time2vec(t_{i+1}))), what backward needs)."""
         array, z = self.workspace.array, self.z
-        places = places_of(next_timeline(self.batch), self.config.block, "next_time", self.workspace)
+        places = self.targets.next_places
+        assert places is not None
         u, normed, y = (array(f"next_time.{part}", z.shape, z.dtype) for part in ("u", "normed", "y"))
         r = array("next_time.r", (z.shape[0],), self.compute)
         time2vec_forward(places.tau, *params.time2vec, z, u)
@@ -181,12 +207,12 @@ class NextEvents:
         (places, u, r, normed, hidden, act), array, z = way, self.workspace.array, self.z
         dy, dnormed, dx = (array(f"next_time.{part}", z.shape, z.dtype) for part in ("dy", "dnormed", "dx"))
         fill(dy, 0)
-        scatter_add(dstates, self.index, dy)
+        scatter_add(dstates, self.targets.index, dy)
         feed_forward_backward(dy, params.feed_forward, grads.feed_forward, normed, hidden, act, dnormed, self.workspace)
         du, partial = array("du", z.shape, self.compute), array("norm.partial", (rows.chunks_of(z.shape[0]), z.shape[1]), self.compute)
         rms_norm_backward(dnormed, u, r, params.norm, dy, dx, du, grads.norm, partial)
         time_gradients(du, places.tau, params.time2vec, grads.time2vec, self.workspace)
-        scatter_add(dx, self.everywhere, dz)
+        scatter_add(dx, self.targets.everywhere, dz)
 
     def time_nats(self, order: TimeHeadOrder, mixture: MixtureParams, weights: Weights | None, dz: Any, grads: ModelParams | None) -> Any:
         """−ln p of the gaps; with weights gradients are added to dz, to the mixture's and to the embedding's."""
@@ -194,7 +220,7 @@ class NextEvents:
         states = self.states(self.z, "time_states", self.params.embedding if order == "token_then_time" else None)
         raw, nats = self.per_target(f"raw.{order}", self.compute, width), self.per_target(f"time_nats.{order}", np.float64)
         matmul(states, False, mixture.w_mixture, False, None, raw)
-        time_head_forward(raw, mixture.b_mixture, self.gap, resolution, nats)
+        time_head_forward(raw, mixture.b_mixture, self.targets.gap, resolution, nats)
         if self.closely:
             self.raw.append(raw)
         if weights is None or grads is None or grads.time_head is None:
@@ -205,13 +231,13 @@ class NextEvents:
         draw, dbias = self.per_target("draw", states.dtype, width), self.workspace.array("dbias", (width,), self.compute)
         dstates = self.per_target("dtime_states", self.compute, states.shape[1])
         fill(dnats, weights.time)
-        time_head_backward(dnats, raw, mixture.b_mixture, self.gap, resolution, draw, dbias, wide, partial)
+        time_head_backward(dnats, raw, mixture.b_mixture, self.targets.gap, resolution, draw, dbias, wide, partial)
         accumulate(dbias, True, mine.b_mixture)
         matmul(states, True, draw, False, mine.w_mixture, mine.w_mixture)
         matmul(draw, False, mixture.w_mixture, True, None, dstates)
-        scatter_add(dstates, self.index, dz)
+        scatter_add(dstates, self.targets.index, dz)
         if order == "token_then_time":
-            add_by_token(dstates, self.start, self.places, 1.0, True, grads.embedding)
+            add_by_token(dstates, self.targets.start, self.targets.by_token, 1.0, True, grads.embedding)
         return nats
 
     def order(self, order: TimeHeadOrder, weights: Weights | None, dz: Any, grads: ModelParams | None) -> Nats:
@@ -225,7 +251,7 @@ class NextEvents:
         nats, lse = self.token_nats(states, order, weights, dstates, dvocabulary)
         if grads is not None:
             if next_time is None or way is None or grads.time_head is None or grads.time_head.next_time is None:
-                scatter_add(dstates, self.index, dz)
+                scatter_add(dstates, self.targets.index, dz)
             else:
                 self.with_next_time_backward(dstates, way, dz, next_time, grads.time_head.next_time)
         return Nats(order, nats, None if head is None else self.time_nats(order, head.mixture, weights, dz, grads), lse)

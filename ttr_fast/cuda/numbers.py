@@ -6,7 +6,7 @@
     f32 → bf16   (u + 0x7fff + (bit 16 of u)) >> 16: to nearest, ties to even; NaN stays a quiet NaN
     f16 ↔ f32    one instruction
 
-No other file knows which of the two it runs on.
+Beside it only jit.py, primitives.py and workspace.py know which of the two they run on.
 """
 
 import math

@@ -41,7 +41,7 @@ def free_memory() -> int | None:
     if SIMULATED:
         return None
     context = cuda.current_context()
-    context.deallocations.clear()
+    context.memory_manager.deallocations.clear()
     return int(context.get_memory_info().free)
 
 
