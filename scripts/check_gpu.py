@@ -45,6 +45,9 @@ def main() -> int:
     parser.add_argument("--select", default="", help="tests to run, as pytest's -k; not given: all of tests/cuda")
     parser.add_argument("--out", type=Path, default=Path("check_gpu.json"), help="where everything goes (default: check_gpu.json)")
     options = parser.parse_args()
+    if options.out.is_dir() or not options.out.parent.is_dir():
+        print(f"check_gpu: --out {options.out}: this is no file in a folder that is there", file=sys.stderr)
+        return 2
     sys.path.insert(0, str(ROOT))
     from ttr_fast.cuda import found  # needs nothing but Python itself
 

@@ -144,15 +144,26 @@ def test_several_tiles_in_every_schedule(kind: str, name: str, d: int, window: i
     check(p, dtype, found[0])
 
 
-@pytest.mark.parametrize("d", [33, 70])
-def test_wide_heads(d: int) -> None:
-    """The kernels for more features have other tiles."""
-    rng, dtype = np.random.default_rng(1), FloatDType.F32
-    p = rounded_to(problem(rng, packed(rng, 1, 19, "float"), "linear", d, None), dtype)
-    check(p, dtype, run(p, dtype))
+@pytest.mark.parametrize(
+    "dtype, d, length",
+    [(FloatDType.F32, 33, 19), (FloatDType.F32, 70, 19), (FloatDType.BF16, 128, 35), (FloatDType.F16, 96, 70)],
+    ids=str,
+)
+def test_wide_heads(dtype: FloatDType, d: int, length: int) -> None:
+    """The kernels for more features have other tiles, those on tensor cores a shelf; the same bits in all schedules."""
+    rng = np.random.default_rng(1)
+    p = rounded_to(problem(rng, packed(rng, 1, length, "float"), "linear", d, None), dtype)
+    found: list[tuple] = []
+
+    def bits() -> tuple[ndarray, ...]:
+        found.append(run(p, dtype))
+        return flat(found[-1])
+
+    in_every_schedule(bits)
+    check(p, dtype, found[0])
 
 
-@pytest.mark.parametrize("dtype, d", [(FloatDType.F32, 4), (FloatDType.BF16, 16)], ids=str)
+@pytest.mark.parametrize("dtype, d", [(FloatDType.F32, 4), (FloatDType.BF16, 16), (FloatDType.BF16, 80)], ids=str)
 def test_what_is_not_read_may_be_anything(dtype: FloatDType, d: int) -> None:
     """NaN in padding changes no bit of what is there, and no gradient comes from it."""
     rng = np.random.default_rng(2)

@@ -57,7 +57,9 @@ def test_numpy_without_row_stack() -> None:
 
 
 def test_dynamic_memory_is_allowed_before_the_first_launch() -> None:
-    """Once for each compiled version, with the names that the libraries have. What the driver makes of it only a device can tell."""
+    """Once for each compiled version, with the names that the libraries have; what a block has anyway needs none. What the driver makes of it only a
+    device can tell.
+    """
     calls: list[tuple[object, ...]] = []
 
     class Dispatcher:
@@ -80,11 +82,12 @@ def test_dynamic_memory_is_allowed_before_the_first_launch() -> None:
         def __init__(self, library: object) -> None:
             self._codelibrary = library
 
-    some = Kernel(lambda x: None, {}, 32, 0, 32, 60_000, (), Dispatcher())
+    some, less = (Kernel(lambda x: None, {}, 32, 9_000, 32, dynamic, (), Dispatcher()) for dynamic in (40_153, 40_152))
     fake = SimpleNamespace(cuKernelSetAttribute=lambda *arguments: calls.append(arguments))
     with patch("numba.cuda.cudadrv.driver.driver", fake):
         for x in (1, 2, 0.5):
             some[3, 32](x)
+        less[3, 32](1)
     most = CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    sizes = ((3,), (32,), 0, 60_000)
-    assert calls == [(most, 60_000, "of int", 0), (sizes, 1), (sizes, 2), (most, 60_000, "of float", 0), (sizes, 0.5)]
+    sizes, fewer = ((3,), (32,), 0, 40_153), ((3,), (32,), 0, 40_152)
+    assert calls == [(most, 40_153, "of int", 0), (sizes, 1), (sizes, 2), (most, 40_153, "of float", 0), (sizes, 0.5), (fewer, 1)]

@@ -22,6 +22,7 @@ from ttr_fast.cuda.primitives import (
     pair,
     shuffle_xor,
     store_pair,
+    sync_warp,
     wait_copies,
 )
 from ttr_ref.float_dtype import FloatDType
@@ -176,3 +177,23 @@ def test_powers_and_neighbours() -> None:
     assert share(power[4:], np.exp2(x[4:].astype(np.float64)), 2.0**-22 * np.exp2(x[4:].astype(np.float64))) <= 1
     np.testing.assert_array_equal(power[:4], [1, 0, 0, 0])
     np.testing.assert_array_equal(other, [x[lane ^ 19] for lane in range(32)])
+
+
+@kernel("float32[::1], float32[::1]", registers=32, shared=256, threads=64)
+def turned_in_warps(x, y):
+    tile, t = cuda.shared.array(64, np.float32), cuda.threadIdx.x
+    tile[t] = x[t]
+    sync_warp(t // 32)
+    y[t] = tile[t ^ 31]
+
+
+def test_a_warp_sees_what_its_lanes_have_written() -> None:
+    x = np.arange(64, dtype=np.float32)
+
+    def turned() -> tuple[ndarray]:
+        y = np.zeros(64, np.float32)
+        turned_in_warps[1, 64](x, y)
+        return (y,)
+
+    (y,) = in_every_schedule(turned)
+    np.testing.assert_array_equal(y, x.reshape(2, 32)[:, ::-1].ravel())

@@ -6,7 +6,7 @@ from ml_dtypes import bfloat16
 from numpy import ndarray
 
 from ttr_fast.cuda.jit import cuda, inner, kernel
-from ttr_fast.cuda.primitives import commit_copies, copy_async, shuffle_xor, store_pair, wait_copies
+from ttr_fast.cuda.primitives import commit_copies, copy_async, shuffle_xor, store_pair, sync_warp, wait_copies
 from ttr_fast.cuda.simulator import SCHEDULES, SimulationError, schedule
 
 
@@ -162,6 +162,19 @@ def test_divergent_warps(name: str, how: int, lines: list[int]) -> None:
 def test_a_warp_has_32_lanes() -> None:
     with pytest.raises(SimulationError, match="16 of 32 lanes"):
         warps[1, 48](np.zeros(48, np.float32), 3)
+
+
+@kernel("int64", registers=32, threads=512)
+def barriers_of_warps(first):
+    sync_warp(first + cuda.threadIdx.x // 32)
+
+
+def test_a_warp_has_one_barrier() -> None:
+    """Its own, and the last of 16 has none."""
+    barriers_of_warps[1, 480](0)
+    for threads, first in ((32, 1), (512, 0)):
+        with pytest.raises(SimulationError, match="has no barrier, or it is not this thread's"):
+            barriers_of_warps[1, threads](first)
 
 
 @kernel("H[::1], H[::1], int64", registers=32, shared=1024, threads=32)

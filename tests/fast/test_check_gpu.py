@@ -41,6 +41,16 @@ def test_an_interpreter_that_is_not_there(script: ModuleType, monkeypatch: pytes
     assert capsys.readouterr().err.startswith("check_gpu: no/such/python: there is no such interpreter, expected one with numba-cuda")
 
 
+@pytest.mark.parametrize("out", ["no/where/x.json", "."])
+def test_a_file_that_cannot_be_written(out: str, script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Is told before anything runs."""
+    monkeypatch.setenv("NUMBA_ENABLE_CUDASIM", "1")
+    monkeypatch.setattr(script, "subprocess", None)
+    monkeypatch.setattr(sys, "argv", [str(PATH), "--out", out])
+    assert script.main() == 2
+    assert capsys.readouterr().err == f"check_gpu: --out {out}: this is no file in a folder that is there\n"
+
+
 def test_an_environment_is_looked_for(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Packages that are missing, an interpreter that is missing, and where kernels are not simulated the compiler."""
     monkeypatch.setattr(script, "NEEDED", ("json", "numpy"))

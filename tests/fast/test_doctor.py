@@ -95,8 +95,14 @@ def test_the_simulator_needs_no_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     check_usable("cuda")
     cli.run(["doctor"])
     said = capsys.readouterr().out
-    assert said.endswith("\nBackends that run here: cpu, cuda, reference\ncuda is simulated on the CPU, since NUMBA_ENABLE_CUDASIM=1 is set\n")
+    assert "\nsimulator         NUMBA_ENABLE_CUDASIM=1 is set: cuda runs on the CPU, and no GPU is used\n" in said
+    assert said.endswith("\nBackends that run here: cpu, cuda, reference\n")
     shown(monkeypatch, MACHINES[0][0], {})
+    cli.run(["doctor"])
+    said = capsys.readouterr().out
+    assert "\nsimulator         missing\n" in said
+    assert "\n  greenlet, which the simulator of NUMBA_ENABLE_CUDASIM=1 needs, is not installed\n    pip install greenlet\n" in said
+    assert said.endswith("\nBackends that run here: cpu, reference\n")
     with pytest.raises(cli.UserError, match=r"^--backend cuda: greenlet, which the simulator of NUMBA_ENABLE_CUDASIM=1 needs, is not installed;"):
         check_usable("cuda")
 

@@ -58,6 +58,7 @@ def examined() -> Report:
         processor(),
         *devices(shown),
         *compilers(),
+        *simulator(),
     ]
     return Report(findings, {name: name != "cuda" or found.obstacle() is None for name in BACKENDS})
 
@@ -92,6 +93,16 @@ def compilers() -> list[Finding]:
     return [Finding(name, v) if v is not None else Finding(name, None, f"{name} {missing}", found.INSTALL) for name, v in versions.items()]
 
 
+def simulator() -> list[Finding]:
+    """What runs kernels on the CPU, if it was asked for."""
+    if not found.SIMULATED:
+        return []
+    wrong = found.simulator_obstacle()
+    if wrong is not None:
+        return [Finding("simulator", None, wrong.what, wrong.mend)]
+    return [Finding("simulator", "NUMBA_ENABLE_CUDASIM=1 is set: cuda runs on the CPU, and no GPU is used")]
+
+
 def text_of(report: Report) -> str:
     """A table, what is missing below it."""
     lines = [f"{finding.part:<17} {finding.found or 'missing'}" for finding in report.findings]
@@ -102,6 +113,4 @@ def text_of(report: Report) -> str:
             lines += [f"  {finding.missing}", f"    {finding.mend}"]
     runs = ", ".join(name for name, works in report.backends.items() if works)
     lines += ["", f"Backends that run here: {runs}"]
-    if found.SIMULATED:
-        lines.append("cuda is simulated on the CPU, since NUMBA_ENABLE_CUDASIM=1 is set")
     return "\n".join(lines)

@@ -31,7 +31,7 @@ from ttr_fast.cuda.jit import cuda, kernel
 from ttr_fast.cuda.numbers import exp, load, number
 from ttr_fast.cuda.time_bias import MOST_TERMS, SUMS, TABLE, add_bias_sums, add_to_knots, head_bias, knot_place
 
-QUERY_REGISTERS = {("float32", 32): 232, ("float32", 64): 216, ("float32", 128): 200, ("float64", 32): 240}
+QUERY_REGISTERS = {("float32", 32): 232, ("float32", 64): 224, ("float32", 128): 200, ("float64", 32): 240}
 KEY_REGISTERS = {("float32", 32): 200, ("float32", 64): 240, ("float32", 128): 224, ("float64", 32): 208}
 OPERANDS = "S[:, :, :, ::1], S[:, :, :, ::1], S[:, :, :, ::1], S[:, :, :, ::1], C[:, :, ::1], C[:, :, ::1]"
 QUERY_SIGNATURE = f"{OPERANDS}, C[:, :, :, ::1], float64[:, :, :, ::1], int64[:, :, ::1], {PLAN}, {BIAS}, C, {DROP}"
@@ -110,7 +110,7 @@ def query_kernel(spec: Spec) -> Any:
                 for r in range(part):
                     add_row(slopes[i + SIDE * r, c], r, keys, c, sums)
             if kind == TABLE:
-                add_to_knots(slopes, places, tile, partial[b, block, h], terms)
+                add_to_knots(slopes, places, tile, 0, tile, t, THREADS, partial[b, block, h], terms)
             cuda.syncthreads()
         for r in range(part):
             for f in range(columns):

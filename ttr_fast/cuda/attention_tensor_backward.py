@@ -3,7 +3,10 @@
 Ladder:
 1. The two passes of the readable kernels, so that every gradient has one owner. Pass one: a warp owns 16 queries of a head and has them and dO in
    registers, keys and values come through two buffers each; it adds up dQ, and its own sums of the bias's gradient. Pass two: a warp owns 16 keys of
-   a group and has them and the values in registers, queries and dO come through the buffers: dK, dV. Measured: not yet, no device.
+   a group and has them and the values in registers, queries and dO come through the buffers: dK, dV. Measured: not yet, no device. 255 registers in
+   pass one on sm_80 (64 features); 128 features spill.
+2. What wide heads hold lies in shared memory. Knots are summed by lanes that own them and not by shuffles: in a loop these, and `bar.warp.sync`, become
+   calls on sm_80, for whose sake registers stay empty. 183 registers (64 features), 196 (128), 250 in pass two. Measured: not yet.
 """
 
 import functools
@@ -14,10 +17,11 @@ import numpy as np
 from ttr_fast.cuda.attention_backward import KEY_SIGNATURE, QUERY_SIGNATURE
 from ttr_fast.cuda.attention_fragments import (
     INSTRUCTIONS,
-    LANES,
     LOG2_E,
     PAIRS,
     ROWS,
+    SECOND,
+    SHELF,
     STEP,
     TENSOR_SPECS,
     THREADS,
@@ -28,42 +32,23 @@ from ttr_fast.cuda.attention_fragments import (
     draw_mask,
     factor_of,
     for_tensor_cores,
-    fragment_reader,
     multiplier,
     reach_of_rows,
     row_adder,
     row_fetcher,
+    row_holder,
     row_of,
+    row_storer,
 )
 from ttr_fast.cuda.attention_tiles import elapsed, pair_is_read, pair_score
 from ttr_fast.cuda.jit import cuda, inner, kernel
 from ttr_fast.cuda.numbers import number
-from ttr_fast.cuda.primitives import commit_copies, exp2, shuffle_xor, store_pair, unknown, wait_copies
-from ttr_fast.cuda.time_bias import MOST_TERMS, SUMS, TABLE, add_bias_sums, head_bias, knot_place, share_of_knot
+from ttr_fast.cuda.primitives import LANES, commit_copies, exp2, sync_warp, unknown, wait_copies
+from ttr_fast.cuda.time_bias import MOST_TERMS, SUMS, TABLE, add_bias_sums, add_to_knots, head_bias, knot_place
 
-QUERY_REGISTERS, KEY_REGISTERS = {32: 240, 64: 255}, {32: 184, 64: 224}
-
-
-def shared_bytes(spec: TensorSpec, sums: int = 0) -> int:
-    """Two buffers for each of two operands, two numbers for each pair, that many sums of each thread."""
-    return 2 * 4 * STEP * spec.row + 4 * (2 * PAIRS + sums) * THREADS
-
-
-@inner
-def add_to_knots(slopes, places, partial, terms):
-    """Add the G of the warp's pairs to the knots beside u, which is −1 where nothing is read: partial (terms,) in global memory, of this warp."""
-    t = cuda.threadIdx.x
-    for knot in range(terms):
-        s = np.float32(0)
-        for i in range(unknown(PAIRS)):
-            s += share_of_knot(slopes[i, t], places[i, t], knot, terms)
-        s += shuffle_xor(s, 1)
-        s += shuffle_xor(s, 2)
-        s += shuffle_xor(s, 4)
-        s += shuffle_xor(s, 8)
-        s += shuffle_xor(s, 16)
-        if t % LANES == knot % LANES:
-            partial[knot] += s
+QUERY_REGISTERS, KEY_REGISTERS = {32: 192, 64: 200, 128: 216}, {32: 184, 64: 224, 128: 255}
+PAIR_BYTES = 2 * 4 * PAIRS * THREADS
+"""Two numbers for each pair."""
 
 
 @inner
@@ -103,78 +88,74 @@ def slope_row_of_key(slopes, weights, r, mask, factors, plan, bias, scale, lse, 
 @functools.cache
 def tensor_query_kernel(spec: TensorSpec) -> Any:
     """Pass one for a width of heads."""
-    width, items, outputs, held = spec.width, 2 * STEP * spec.row, spec.width // 2, spec.width // 4
-    read_fragments, fetch_rows, multiply, add_rows = fragment_reader(spec), row_fetcher(spec), multiplier(spec), row_adder(spec)
+    outputs, held = spec.width // 2, spec.held
+    hold_rows, fetch_rows, multiply, add_rows, store_rows = (make(spec) for make in (row_holder, row_fetcher, multiplier, row_adder, row_storer))
 
     @kernel(
-        for_tensor_cores(QUERY_SIGNATURE), registers=QUERY_REGISTERS[width], shared=shared_bytes(spec, SUMS), threads=THREADS, variant=str(width),
-        instructions=INSTRUCTIONS,
+        for_tensor_cores(QUERY_SIGNATURE), registers=QUERY_REGISTERS[spec.width], shared=PAIR_BYTES + 4 * SUMS * THREADS, dynamic=spec.row_bytes(2),
+        threads=THREADS, variant=str(spec.width), instructions=INSTRUCTIONS,
     )  # fmt: skip
     def query_gradients(
         q, k, v, do, lse, bracket, dq, partial, reach, first, stop, time_q, time_k, position_q, position_k, document_q, causal, kind, terms, rate,
         parameters, scale, words, factors,
     ):  # fmt: skip
         """Block (x, h, b) has the tile x of queries of head h of row b; partial[b, WARPS x + w, h] are the sums of warp w of the bias's gradient."""
-        keys, values = cuda.shared.array(items, np.uint16, alignment=16), cuda.shared.array(items, np.uint16, alignment=16)
+        rows = cuda.shared.array(0, np.uint16, alignment=16)
         slopes, places = cuda.shared.array((PAIRS, THREADS), np.float32), cuda.shared.array((PAIRS, THREADS), np.float32)
         collected = cuda.shared.array((SUMS, THREADS), np.float32)
         queries, upstream = cuda.local.array(held, np.uint32), cuda.local.array(held, np.uint32)
         products, sums = cuda.local.array(PAIRS, np.float32), cuda.local.array(outputs, np.float32)
         plan = (first, stop, time_q, time_k, position_q, position_k, document_q, causal)
-        block, h, b, t, heads, d = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x, q.shape[1], q.shape[3]
+        block, h, b, t, heads = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x, q.shape[1]
         warp, lane, g = t // LANES, t % LANES, h // (heads // k.shape[1])
-        start, own = block * TILE + warp * ROWS, WARPS * block + warp
-        read_fragments(q, b, h, start, queries)
-        read_fragments(do, b, h, start, upstream)
+        start, own, part = block * TILE + warp * ROWS, SHELF + warp * ROWS, WARPS * block + warp
+        hold_rows(q, b, h, start, queries, rows, own)
+        hold_rows(do, b, h, start, upstream, rows, own + TILE)
         low, high = reach_of_rows(plan, b, start)
         for m in range(SUMS):
             collected[m, t] = np.float32(0)
         for i in range(outputs):
             sums[i] = np.float32(0)
         for m in range(lane, partial.shape[3], LANES):
-            partial[b, own, h, m] = 0.0
+            partial[b, part, h, m] = 0.0
         span, slot = (reach[b, block, 0], reach[b, block, 1]), 0
-        fetch_rows(k, b, g, span[0] // STEP * STEP, span, keys, 0)
-        fetch_rows(v, b, g, span[0] // STEP * STEP, span, values, 0)
+        fetch_rows(k, b, g, span[0] // STEP * STEP, span, rows, 0)
+        fetch_rows(v, b, g, span[0] // STEP * STEP, span, rows, SECOND)
         commit_copies()
         for begin in range(span[0] // STEP * STEP, span[1], STEP):
             wait_copies(0)
             cuda.syncthreads()
-            fetch_rows(k, b, g, begin + STEP, span, keys, STEP - slot)
-            fetch_rows(v, b, g, begin + STEP, span, values, STEP - slot)
+            fetch_rows(k, b, g, begin + STEP, span, rows, STEP - slot)
+            fetch_rows(v, b, g, begin + STEP, span, rows, SECOND + STEP - slot)
             commit_copies()
             if low < begin + STEP and begin < high:
                 row, head = unknown(b), unknown(h)
                 bias, mask = head_bias(kind, terms, rate, parameters, head), draw_mask(plan, words, factors, heads, row, head, start, begin, False)
-                multiply(q, queries, keys, slot, products)
+                multiply(q, queries, rows, own, slot, products)
                 for i in range(PAIRS):
                     slopes[i, t] = products[i]
-                multiply(q, upstream, values, slot, products)
+                multiply(q, upstream, rows, own + TILE, SECOND + slot, products)
                 for i in range(PAIRS):
                     places[i, t] = products[i]
                 slope_row(slopes, places, 0, mask, factors, plan, bias, scale, lse, bracket, row, head, start + row_of(0), begin, collected)
                 slope_row(slopes, places, 1, mask, factors, plan, bias, scale, lse, bracket, row, head, start + row_of(2), begin, collected)
                 if kind == TABLE:
-                    add_to_knots(slopes, places, partial[row, own, head], terms)
+                    sync_warp(warp)
+                    add_to_knots(slopes, places, PAIRS, t - lane, t - lane + LANES, lane, LANES, partial[row, part, head], terms)
                 for i in range(PAIRS):
                     products[i] = slopes[i, t]
-                add_rows(q, products, keys, slot, sums)
+                add_rows(q, products, rows, slot, sums)
             slot = STEP - slot
         wait_copies(0)
-        for n in range(width // 8):
-            for r in range(2):
-                query, column = start + row_of(2 * r), column_of(n, 0)
-                if query < q.shape[2] and column < d:
-                    at = ((b * heads + h) * q.shape[2] + query) * d + column
-                    store_pair(sums[4 * n + 2 * r] * scale, sums[4 * n + 2 * r + 1] * scale, dq, at)
+        store_rows(sums, (scale, scale), dq, b, h, start)
         if kind != TABLE:
             cuda.syncthreads()
             half = (partial.shape[3] + 1) // 2
             for m in range(lane, partial.shape[3], LANES):
                 whole = np.float32(0)
-                for other in range(LANES):
+                for other in range(unknown(LANES)):
                     whole += collected[m if m < half else MOST_TERMS + m - half, warp * LANES + other]
-                partial[b, own, h, m] = whole
+                partial[b, part, h, m] = whole
 
     return query_gradients
 
@@ -182,69 +163,65 @@ def tensor_query_kernel(spec: TensorSpec) -> Any:
 @functools.cache
 def tensor_key_kernel(spec: TensorSpec) -> Any:
     """Pass two for a width of heads."""
-    width, items, outputs, held = spec.width, 2 * STEP * spec.row, spec.width // 2, spec.width // 4
-    read_fragments, fetch_rows, multiply, add_rows = fragment_reader(spec), row_fetcher(spec), multiplier(spec), row_adder(spec)
+    outputs, held = spec.width // 2, spec.held
+    hold_rows, fetch_rows, multiply, add_rows, store_rows = (make(spec) for make in (row_holder, row_fetcher, multiplier, row_adder, row_storer))
 
     @kernel(
-        for_tensor_cores(KEY_SIGNATURE), registers=KEY_REGISTERS[width], shared=shared_bytes(spec), threads=THREADS, variant=str(width),
-        instructions=INSTRUCTIONS,
+        for_tensor_cores(KEY_SIGNATURE), registers=KEY_REGISTERS[spec.width], shared=PAIR_BYTES, dynamic=spec.row_bytes(2), threads=THREADS,
+        variant=str(spec.width), instructions=INSTRUCTIONS,
     )  # fmt: skip
     def key_gradients(
         q, k, v, do, lse, bracket, dk, dv, reach, first, stop, time_q, time_k, position_q, position_k, document_q, causal, kind, terms, rate,
         parameters, scale, words, factors,
     ):  # fmt: skip
         """Block (x, g, b) has the tile x of keys of group g of row b."""
-        queries, upstream = cuda.shared.array(items, np.uint16, alignment=16), cuda.shared.array(items, np.uint16, alignment=16)
+        rows = cuda.shared.array(0, np.uint16, alignment=16)
         slopes, weights = cuda.shared.array((PAIRS, THREADS), np.float32), cuda.shared.array((PAIRS, THREADS), np.float32)
         keys, values, products = cuda.local.array(held, np.uint32), cuda.local.array(held, np.uint32), cuda.local.array(PAIRS, np.float32)
         dk_sums, dv_sums = cuda.local.array(outputs, np.float32), cuda.local.array(outputs, np.float32)
         plan = (first, stop, time_q, time_k, position_q, position_k, document_q, causal)
-        block, g, b, t, heads, d = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x, q.shape[1], q.shape[3]
-        first_key, sharers = block * TILE + t // LANES * ROWS, heads // k.shape[1]
-        read_fragments(k, b, g, first_key, keys)
-        read_fragments(v, b, g, first_key, values)
+        block, g, b, t, heads = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x, q.shape[1]
+        warp, sharers = t // LANES, heads // k.shape[1]
+        first_key, own = block * TILE + warp * ROWS, SHELF + warp * ROWS
+        hold_rows(k, b, g, first_key, keys, rows, own)
+        hold_rows(v, b, g, first_key, values, rows, own + TILE)
         for i in range(outputs):
             dk_sums[i], dv_sums[i] = np.float32(0), np.float32(0)
         span = (reach[b, block, 0], reach[b, block, 1])
         begin = span[0] // STEP * STEP
         steps, slot = max(0, -(-(span[1] - begin) // STEP)), 0
-        fetch_rows(q, b, g * sharers, begin, span, queries, 0)
-        fetch_rows(do, b, g * sharers, begin, span, upstream, 0)
+        fetch_rows(q, b, g * sharers, begin, span, rows, 0)
+        fetch_rows(do, b, g * sharers, begin, span, rows, SECOND)
         commit_copies()
         for at in range(steps * sharers):
             h, start, following = g * sharers + at // steps, begin + at % steps * STEP, at + 1
             wait_copies(0)
             cuda.syncthreads()
             if following < steps * sharers:
-                fetch_rows(q, b, g * sharers + following // steps, begin + following % steps * STEP, span, queries, STEP - slot)
-                fetch_rows(do, b, g * sharers + following // steps, begin + following % steps * STEP, span, upstream, STEP - slot)
+                fetch_rows(q, b, g * sharers + following // steps, begin + following % steps * STEP, span, rows, STEP - slot)
+                fetch_rows(do, b, g * sharers + following // steps, begin + following % steps * STEP, span, rows, SECOND + STEP - slot)
             commit_copies()
             if first_key < k.shape[2]:
                 row, head = unknown(b), unknown(h)
                 bias, mask = head_bias(kind, terms, rate, parameters, head), draw_mask(plan, words, factors, heads, row, head, first_key, start, True)
-                multiply(q, keys, queries, slot, products)
+                multiply(q, keys, rows, own, slot, products)
                 for i in range(PAIRS):
                     slopes[i, t] = products[i]
-                multiply(q, values, upstream, slot, products)
+                multiply(q, values, rows, own + TILE, SECOND + slot, products)
                 for i in range(PAIRS):
                     weights[i, t] = products[i]
                 slope_row_of_key(slopes, weights, 0, mask, factors, plan, bias, scale, lse, bracket, row, head, start, first_key + row_of(0))
                 slope_row_of_key(slopes, weights, 1, mask, factors, plan, bias, scale, lse, bracket, row, head, start, first_key + row_of(2))
                 for i in range(PAIRS):
                     products[i] = weights[i, t]
-                add_rows(q, products, upstream, slot, dv_sums)
+                add_rows(q, products, rows, SECOND + slot, dv_sums)
                 for i in range(PAIRS):
                     products[i] = slopes[i, t]
-                add_rows(q, products, queries, slot, dk_sums)
+                add_rows(q, products, rows, slot, dk_sums)
             slot = STEP - slot
         wait_copies(0)
-        for n in range(width // 8):
-            for r in range(2):
-                key, column = first_key + row_of(2 * r), column_of(n, 0)
-                if key < k.shape[2] and column < d:
-                    at = ((b * k.shape[1] + g) * k.shape[2] + key) * d + column
-                    store_pair(dk_sums[4 * n + 2 * r] * scale, dk_sums[4 * n + 2 * r + 1] * scale, dk, at)
-                    store_pair(dv_sums[4 * n + 2 * r], dv_sums[4 * n + 2 * r + 1], dv, at)
+        store_rows(dk_sums, (scale, scale), dk, b, g, first_key)
+        store_rows(dv_sums, (number(lse, 1), number(lse, 1)), dv, b, g, first_key)
 
     return key_gradients
 

@@ -15,10 +15,11 @@ import numpy as np
 from ttr_fast.cuda.attention_forward import SIGNATURE
 from ttr_fast.cuda.attention_fragments import (
     INSTRUCTIONS,
-    LANES,
     LOG2_E,
     PAIRS,
     ROWS,
+    SECOND,
+    SHELF,
     STEP,
     TENSOR_SPECS,
     THREADS,
@@ -27,25 +28,21 @@ from ttr_fast.cuda.attention_fragments import (
     column_of,
     draw_mask,
     for_tensor_cores,
-    fragment_reader,
     multiplier,
     reach_of_rows,
     row_adder,
     row_fetcher,
+    row_holder,
     row_of,
+    row_storer,
 )
 from ttr_fast.cuda.attention_tiles import elapsed, pair_score
 from ttr_fast.cuda.jit import cuda, inner, kernel
 from ttr_fast.cuda.numbers import log, number
-from ttr_fast.cuda.primitives import commit_copies, exp2, shuffle_xor, store_pair, unknown, wait_copies
+from ttr_fast.cuda.primitives import LANES, commit_copies, exp2, shuffle_xor, unknown, wait_copies
 from ttr_fast.cuda.time_bias import head_bias
 
-REGISTERS = {32: 152, 64: 184}
-
-
-def shared_bytes(spec: TensorSpec) -> int:
-    """Two buffers for keys and two for values; a number for each pair."""
-    return 2 * 4 * STEP * spec.row + 4 * PAIRS * THREADS
+REGISTERS = {32: 152, 64: 184, 128: 208}
 
 
 @inner
@@ -66,45 +63,46 @@ def score_row(waiting, r, plan, bias, scale, b, query, begin):
 @functools.cache
 def tensor_forward_kernel(spec: TensorSpec) -> Any:
     """The kernel for a width of heads."""
-    width, items, outputs, held = spec.width, 2 * STEP * spec.row, spec.width // 2, spec.width // 4
-    read_fragments, fetch_rows, multiply, add_rows = fragment_reader(spec), row_fetcher(spec), multiplier(spec), row_adder(spec)
+    outputs, held = spec.width // 2, spec.held
+    hold_rows, fetch_rows, multiply, add_rows, store_rows = (make(spec) for make in (row_holder, row_fetcher, multiplier, row_adder, row_storer))
 
     @kernel(
-        for_tensor_cores(SIGNATURE), registers=REGISTERS[width], shared=shared_bytes(spec), threads=THREADS, variant=str(width),
-        instructions=INSTRUCTIONS,
+        for_tensor_cores(SIGNATURE), registers=REGISTERS[spec.width], shared=4 * PAIRS * THREADS, dynamic=spec.row_bytes(1), threads=THREADS,
+        variant=str(spec.width), instructions=INSTRUCTIONS,
     )  # fmt: skip
     def attend(
         q, k, v, o, lse, reach, first, stop, time_q, time_k, position_q, position_k, document_q, causal, kind, terms, rate, parameters, scale, words,
         factors,
     ):  # fmt: skip
         """Block (x, h, b) has the tile x of queries of head h of row b."""
-        keys, values = cuda.shared.array(items, np.uint16, alignment=16), cuda.shared.array(items, np.uint16, alignment=16)
+        rows = cuda.shared.array(0, np.uint16, alignment=16)
         waiting = cuda.shared.array((PAIRS, THREADS), np.float32)
         queries, weights = cuda.local.array(held, np.uint32), cuda.local.array(PAIRS, np.float32)
         sums, top, total = cuda.local.array(outputs, np.float32), cuda.local.array(2, np.float32), cuda.local.array(2, np.float32)
         rescale, nothing = cuda.local.array(2, np.float32), np.float32(-math.inf)
         plan = (first, stop, time_q, time_k, position_q, position_k, document_q, causal)
-        block, h, b, t, heads, d = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x, q.shape[1], q.shape[3]
-        g, start, span, slot = h // (heads // k.shape[1]), block * TILE + t // LANES * ROWS, (reach[b, block, 0], reach[b, block, 1]), 0
+        block, h, b, t, heads = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x, q.shape[1]
+        g, own, span, slot = h // (heads // k.shape[1]), t // LANES * ROWS, (reach[b, block, 0], reach[b, block, 1]), 0
+        start, own = block * TILE + own, SHELF + own
         low, high = reach_of_rows(plan, b, start)
-        read_fragments(q, b, h, start, queries)
+        hold_rows(q, b, h, start, queries, rows, own)
         for i in range(outputs):
             sums[i] = np.float32(0)
         for r in range(2):
             top[r], total[r] = nothing, np.float32(0)
-        fetch_rows(k, b, g, span[0] // STEP * STEP, span, keys, 0)
-        fetch_rows(v, b, g, span[0] // STEP * STEP, span, values, 0)
+        fetch_rows(k, b, g, span[0] // STEP * STEP, span, rows, 0)
+        fetch_rows(v, b, g, span[0] // STEP * STEP, span, rows, SECOND)
         commit_copies()
         for begin in range(span[0] // STEP * STEP, span[1], STEP):
             wait_copies(0)
             cuda.syncthreads()
-            fetch_rows(k, b, g, begin + STEP, span, keys, STEP - slot)
-            fetch_rows(v, b, g, begin + STEP, span, values, STEP - slot)
+            fetch_rows(k, b, g, begin + STEP, span, rows, STEP - slot)
+            fetch_rows(v, b, g, begin + STEP, span, rows, SECOND + STEP - slot)
             commit_copies()
             if low < begin + STEP and begin < high:
                 row, head = unknown(b), unknown(h)
                 bias = head_bias(kind, terms, rate, parameters, head)
-                multiply(q, queries, keys, slot, weights)
+                multiply(q, queries, rows, own, slot, weights)
                 for i in range(PAIRS):
                     waiting[i, t] = weights[i]
                 score_row(waiting, 0, plan, bias, scale, row, start + row_of(0), begin)
@@ -130,21 +128,17 @@ def tensor_forward_kernel(spec: TensorSpec) -> Any:
                         weights[i] = weights[i] * factors[0] if mask >> i & 1 else np.float32(0)
                 for i in range(outputs):
                     sums[i] *= rescale[i // 2 % 2]
-                add_rows(q, weights, values, slot, sums)
+                add_rows(q, weights, rows, SECOND + slot, sums)
             slot = STEP - slot
         wait_copies(0)
         for r in range(2):
             query, x = start + row_of(2 * r), total[r]
             x += shuffle_xor(x, 1)
             x += shuffle_xor(x, 2)
-            share = number(lse, 1) / x if x != 0 else number(lse, 0)
-            if query < q.shape[2]:
-                for n in range(width // 8):
-                    if column_of(n, 0) < d:
-                        at = ((b * heads + h) * q.shape[2] + query) * d + column_of(n, 0)
-                        store_pair(sums[4 * n + 2 * r] * share, sums[4 * n + 2 * r + 1] * share, o, at)
-                if t % 4 == 0:
-                    lse[b, h, query] = top[r] + log(x) if x != 0 else nothing
+            rescale[r] = number(lse, 1) / x if x != 0 else number(lse, 0)
+            if query < q.shape[2] and t % 4 == 0:
+                lse[b, h, query] = top[r] + log(x) if x != 0 else nothing
+        store_rows(sums, rescale, o, b, h, start)
 
     return attend
 

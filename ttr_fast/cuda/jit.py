@@ -42,6 +42,8 @@ COMPUTE = {"float64": "float64", "float32": "float32", "int16": "float32", "uint
 """Each storage's type of arithmetic."""
 HALVES = ("int16", "uint16")
 MOMENTS = ("int64", "float64")
+USUAL_SHARED = 48 * 1024
+"""Bytes of shared memory that a block has without being allowed more."""
 
 
 def expanded(signature: str) -> dict[str, bool]:
@@ -83,13 +85,14 @@ class Kernel:
                 self.check(block, arguments)
                 simulator.launch(self.function, grid, block, arguments, self.dynamic)
             else:
-                self.allow(arguments)
+                if self.shared + self.dynamic > USUAL_SHARED:
+                    self.allow(arguments)
                 self.dispatcher[grid, block, 0, self.dynamic](*arguments)
 
         return run
 
     def allow(self, arguments: tuple[Any, ...]) -> None:
-        """Let the kernel have more than the 48 KiB of shared memory that a block has otherwise; numba-cuda has no call for it.
+        """Let the kernel have more than USUAL_SHARED; numba-cuda has no call for it.
 
         Not yet run on a device.
         """

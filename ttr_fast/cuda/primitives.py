@@ -14,6 +14,7 @@ array of the storage that is meant. A pair is two neighbours in one uint32, the 
     store_pair        the way back, rounded as `pair` does
     exp2              2ˣ, relative error 2⁻²² at most; results below 2⁻¹²⁶ are 0
     shuffle_xor       the value of the lane whose number differs by these bits
+    sync_warp         until all lanes of the warp are here, and see what each has written to shared memory; `warp` is its number, below MOST_WARPS
     unknown           the same integer, of which the compiler knows nothing: what depends on it is neither unrolled nor kept from one step to the next
 
 Fragments of `mma`, with row = lane // 4 and at = 2 · (lane % 4); a pair is two columns of A, two rows of B, as are the neighbours c0 and c1:
@@ -40,9 +41,13 @@ import numpy as np
 
 from ttr_fast.cuda.jit import SIMULATED, cuda
 
+LANES = 32
+MOST_WARPS = 15
+"""Warps that have a barrier of their own: a block has 16, of which `cuda.syncthreads` takes one."""
+
 if SIMULATED:
     from ttr_fast.cuda.numbers import STORED
-    from ttr_fast.cuda.simulator import LANES, SimulationError, meet, running
+    from ttr_fast.cuda.simulator import SimulationError, meet, running
 
     LANE = np.arange(LANES)
     NOT_A_NUMBER = {"int16": 0x7FFF, "uint16": 0xFFFF}
@@ -142,6 +147,12 @@ if SIMULATED:
     def shuffle_xor(value, bits):
         """The value of lane ^ bits."""
         return meet(value, lambda values: [values[lane ^ bits] for lane in range(LANES)])
+
+    def sync_warp(warp):
+        """Wait for the other lanes."""
+        if warp != running().current.index.x // LANES or warp >= MOST_WARPS:
+            raise SimulationError(f"warp {warp} has no barrier, or it is not this thread's")
+        meet(None, lambda values: values)
 
     def unknown(value):
         """The same integer."""
@@ -319,6 +330,17 @@ else:
             return assembly(b, I64, arguments, "mov.u64 $0, $1;", "=l,l")
 
         return types.int64(types.int64), generate
+
+    @intrinsic
+    def sync_warp(typing, warp):
+        """Wait for the other lanes. A barrier of the warp's own: `bar.warp.sync` may become a call, for which registers have to be kept free."""
+
+        def generate(context, b, signature, arguments):
+            barrier = b.add(context.cast(b, arguments[0], signature.args[0], types.int32), ir.Constant(I32, 1))
+            assembly(b, ir.VoidType(), [barrier], f"bar.sync $0, {LANES};", "r,~{memory}", warp=True)
+            return context.get_dummy_value()
+
+        return types.void(warp), generate
 
     @cuda.jit(device=True)
     def shuffle_xor(value, bits):

@@ -164,12 +164,14 @@ def share_of_knot(g, u, knot, terms):
 
 
 @inner
-def add_to_knots(slopes, places, side, partial, terms):
-    """Add the G of a tile (side, side) of pairs to the knots beside u, which is −1 where nothing is read: partial (terms,) in global memory."""
-    for knot in range(cuda.threadIdx.x, terms, cuda.blockDim.x):
+def add_to_knots(slopes, places, rows, begin, end, own, owners, partial, terms):
+    """Add the G of a tile of pairs, in that many rows and the columns from begin to end, to the knots beside u, which is −1 where nothing is read:
+    partial (terms,) in global memory. This is the thread `own` of `owners`, each of which has its own knots.
+    """
+    for knot in range(own, terms, owners):
         s = number(slopes, 0)
-        for i in range(side):
-            for j in range(side):
+        for i in range(rows):
+            for j in range(begin, end):
                 s += share_of_knot(slopes[i, j], places[i, j], knot, terms)
         partial[knot] += s
 
