@@ -5,8 +5,8 @@ Ladder:
    registers, keys and values come through two buffers each; it adds up dQ, and its own sums of the bias's gradient. Pass two: a warp owns 16 keys of
    a group and has them and the values in registers, queries and dO come through the buffers: dK, dV. Measured: not yet, no device. 255 registers in
    pass one on sm_80 (64 features); 128 features spill.
-2. What wide heads hold lies in shared memory. Knots are summed by lanes that own them and not by shuffles: in a loop these, and `bar.warp.sync`, become
-   calls on sm_80, for whose sake registers stay empty. 183 registers (64 features), 196 (128), 250 in pass two. Measured: not yet.
+2. What wide heads hold lies in shared memory. Knots are summed by lanes that own them and not by shuffles: in a loop these, and `bar.warp.sync`,
+   become calls on sm_80, for whose sake registers stay empty. 183 registers (64 features), 196 (128), 250 in pass two. Measured: not yet.
 """
 
 import functools
