@@ -81,3 +81,38 @@ def test_a_cache_that_cannot_be_written_is_passed_over(tmp_path: Path) -> None:
     variables = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "file"), "XDG_CACHE_HOME": str(home)}
     done = subprocess.run([sys.executable, "-c", code], env=variables, cwd=ROOT, capture_output=True, text=True, check=True)
     assert Path(done.stdout.strip()).is_relative_to(home / "temporal-transformer")
+
+
+INNER = """
+import sys
+from ttr_fast.cpu.jit import cache_folder, inner, kernel
+@inner()
+def step(x):
+    if x > 100:
+        raise ValueError("too far")
+    return x + 1
+@inner()
+def twice(x):
+    return step(step(x))
+@kernel()
+def whole(x):
+    return twice(x) + step(x)
+print(whole(5), sum(whole.stats.cache_hits.values()), len(list(cache_folder().glob("*.nbc"))), len(step.overloads))
+for compiled in (*step.overloads.values(), *twice.overloads.values()):
+    print(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
+try:
+    whole(100)
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_inner_kernels_are_parts_of_their_callers(tmp_path: Path) -> None:
+    """No machine code and no file of their own, an error of theirs is the caller's, and from the cache the caller comes alone."""
+    program = tmp_path / "program.py"
+    program.write_text(INNER)
+    variables = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    outputs = [
+        subprocess.run([sys.executable, program], env=variables, capture_output=True, text=True, check=True).stdout.splitlines() for _ in range(2)
+    ]
+    assert outputs == [["13 0 1 1", "0", "0", "too far"], ["13 1 1 0", "too far"]]

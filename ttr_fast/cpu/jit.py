@@ -24,6 +24,10 @@ from numba import njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
 import ttr_ref
+from ttr_fast.cpu.linking import LinkingCompiler
+
+WITHOUT_WRAPPERS: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+"""For what Python does not call."""
 
 
 @functools.cache
@@ -124,11 +128,7 @@ def kernel(variant: object = "", **options: Any) -> Callable[[Callable[..., Any]
     """
 
     def compiled(function: Callable[..., Any]) -> Any:
-        # Symbols are named after functions and a count within the process: sisters compiled by different processes would otherwise meet under one
-        # name when a third process loads both, and one would be called for the other.
-        if variant:
-            function.__qualname__ += f"[{hashlib.sha256(f'{function.__module__} {variant}'.encode()).hexdigest()[:12]}]"
-        dispatcher = njit(error_model="numpy", **options)(function)
+        dispatcher = njit(error_model="numpy", **options)(named_apart(function, variant))
         if dispatcher.__class__.__name__ == "CPUDispatcher":  # not under NUMBA_DISABLE_JIT
             dispatcher._cache = KernelCache(function, str(variant))
             dispatcher.compile = interrupts_held()(dispatcher.compile)
@@ -137,6 +137,17 @@ def kernel(variant: object = "", **options: Any) -> Callable[[Callable[..., Any]
     return compiled
 
 
+def named_apart(function: Callable[..., Any], variant: object) -> Callable[..., Any]:
+    """The function, under a name that tells its variant.
+
+    Symbols are named after functions and a count within the process: sisters compiled by different processes would otherwise meet under one name when
+    a third process loads both, and one would be called for the other.
+    """
+    if variant:
+        function.__qualname__ += f"[{hashlib.sha256(f'{function.__module__} {variant}'.encode()).hexdigest()[:12]}]"
+    return function
+
+
 def inner(variant: object = "") -> Callable[[Callable[..., Any]], Any]:
-    """A kernel that only kernels call: without the wrappers that take Python's objects apart, which take long to compile."""
-    return kernel(variant, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    """A kernel that only kernels call: linked into them, without the wrappers that take Python's objects apart, which take long to compile."""
+    return lambda function: njit(error_model="numpy", pipeline_class=LinkingCompiler, **WITHOUT_WRAPPERS)(named_apart(function, variant))

@@ -26,7 +26,7 @@ from numba._dispatcher import compute_fingerprint
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from ttr_fast.cpu.jit import inner, kernel
+from ttr_fast.cpu.jit import WITHOUT_WRAPPERS, inner, kernel
 
 ADDRESS = ir.IntType(64)
 WORTH_A_WORKER = 1 << 15
@@ -121,7 +121,9 @@ class TeamKernel:
 
         stub.__module__, stub.__qualname__ = body.__module__, f"{body.__qualname__}.stub"
         functools.update_wrapper(self, body)
-        self.stub, self.body = kernel(("stub", body.__qualname__, variant))(stub), inner(("body", body.__qualname__, variant))(body)
+        name = body.__qualname__
+        self.stub = kernel(("stub", name, variant))(stub)
+        self.body = kernel(("body", name, variant), **WITHOUT_WRAPPERS)(body)
         self.addresses: dict[bytes, int] = {}
         self.worth = worth
 
