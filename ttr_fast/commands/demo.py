@@ -42,7 +42,7 @@ class Command:
     """Train on 400 aircraft that flew from New York in 2013: once with time, once without, same size, seed and steps.
 
     Shows held-out nats per event beside count models, and decodes the next flights of an aircraft that was never seen.
-    Takes about a minute and a half on two cores, less once kernels are compiled.
+    Takes a minute and a quarter on two cores, half of that once kernels are compiled.
     The run's folder gets a checkpoint of each model, metrics.jsonl and plots.
 
     Examples:

@@ -227,13 +227,10 @@ def decode_kernel(spec: Spec) -> Any:
                 b, h = head // heads, head % heads
                 i = position[b]
                 steps = i // BLOCK - max(i - window + 1, 0) // BLOCK + 1
+                some_tiles(k, v, time, b, h // shared, queries, head * width, i, window, scale, rates[h], parameters[h], part * steps // parts,
+                           (part + 1) * steps // parts, parts > 1, partial[b, h], values, mine)  # fmt: skip
                 if parts == 1:
-                    some_tiles(k, v, time, b, h // shared, queries, head * width, i, window, scale, rates[h], parameters[h], 0, steps, False,
-                               partial[b, h], values, mine)  # fmt: skip
                     finish(values, width, d, o, head * d)
-                else:
-                    some_tiles(k, v, time, b, h // shared, queries, head * width, i, window, scale, rates[h], parameters[h], part * steps // parts,
-                               (part + 1) * steps // parts, True, partial[b, h], values, mine)  # fmt: skip
         if parts > 1:
             mine = scratch[0]
             values = mine[3]
