@@ -223,6 +223,8 @@ def test_too_little_memory_is_told_before_anything_happens() -> None:
     needed = beside + memory.of_step(params, batch, config, train).nbytes
     smaller = {said: beside + nbytes for said, nbytes in memory.smaller_steps(params, batch, config, train)}
     assert list(smaller) == ["--train.checkpointing block", "--train.accumulate 2", "--train.checkpointing block --train.accumulate 2"]
+    again = [said for said, _ in memory.smaller_steps(params, batch, config, replace(train, rows=12, accumulate=6))]
+    assert again == ["--train.checkpointing block", "--train.accumulate 12", "--train.checkpointing block --train.accumulate 12"]
     half = smaller["--train.accumulate 2"]
     assert half < min(needed, smaller["--train.checkpointing block"])
     start = rf"^--backend cuda: a step of 2 rows of 6 tokens needs {needed / 2**20:.2f} MiB of the GPU's memory, there are"
