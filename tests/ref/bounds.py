@@ -17,6 +17,8 @@ from ttr_ref.time_bias import ExpBias, LogBias, TableBias, TimeBias, softplus, t
 from ttr_ref.tree import named_leaves, tree_map
 
 EPS = float(np.finfo(np.float64).eps)
+SHARES: list[float] = []
+"""What `share` has found in the test that runs."""
 
 
 def share(actual: Any, expected: Any, limit: Any) -> float:
@@ -27,7 +29,8 @@ def share(actual: Any, expected: Any, limit: Any) -> float:
     limit = np.broadcast_to(limit, difference.shape)
     shares = np.divide(difference, limit, out=np.where(difference == 0, 0.0, np.inf), where=limit > 0)
     shares[np.isnan(difference)] = np.nan
-    return float(shares.max(initial=0.0))
+    SHARES.append(float(shares.max(initial=0.0)))
+    return SHARES[-1]
 
 
 def same_bits(a: Any, b: Any) -> bool:
