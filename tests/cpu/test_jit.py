@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from ttr_fast.cpu.jit import KernelFiles
+
 ROOT = Path(__file__).parents[2]
 
 PROGRAM = """
@@ -116,3 +120,16 @@ def test_inner_kernels_are_parts_of_their_callers(tmp_path: Path) -> None:
         subprocess.run([sys.executable, program], env=variables, capture_output=True, text=True, check=True).stdout.splitlines() for _ in range(2)
     ]
     assert outputs == [["13 0 1 1", "0", "0", "too far"], ["13 1 1 0", "too far"]]
+
+
+def test_two_processes_that_save_at_once_keep_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have read the index before either wrote: the slower one wins it, and no file of the other holds what is not its."""
+    one, other = (KernelFiles(str(tmp_path), "kernel", "sources") for _ in range(2))
+    with monkeypatch.context() as patched:
+        patched.setattr(KernelFiles, "_load_index", lambda self: {})
+        one.save("float32", "code for float32")
+        other.save("float64", "code for float64")
+    assert len(list(tmp_path.glob("*.nbc"))) == 2
+    assert (one.load("float32"), one.load("float64")) == (None, "code for float64")
+    one.save("float32", "code for float32")
+    assert (other.load("float32"), other.load("float64")) == ("code for float32", "code for float64")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from numba import njit
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, _CacheLocator
 
 import ttr_ref
 from ttr_fast.cpu.linking import LinkingCompiler
@@ -91,6 +91,19 @@ class KernelCacheImpl(CompileResultCacheImpl):
     _locator_classes: list[type[object]] = [KernelLocator]  # noqa: RUF012
 
 
+class KernelFiles(IndexDataCacheFile):
+    """Numba's own numbers the files of a function's machine code after those that its index names. Two processes that compile it at once, for
+    different types, may read the same index: then both write one file, and one of them would later be called for the other. Here a file is named
+    after what it holds; what an index loses in such a race is compiled again.
+    """
+
+    def save(self, key: Any, data: Any) -> None:
+        """Under the key."""
+        name = self._data_name(int(hashlib.sha256(repr(key).encode()).hexdigest()[:15], 16))
+        self._save_data(name, data)
+        self._save_index(self._load_index() | {key: name})
+
+
 class KernelCache(FunctionCache):
     """Numba's own, with the specification in the key instead of the closure's contents, whose pickles differ from process to process."""
 
@@ -99,6 +112,7 @@ class KernelCache(FunctionCache):
     def __init__(self, py_func: Callable[..., Any], variant: str) -> None:
         self.variant = variant
         super().__init__(py_func)
+        self._cache_file = KernelFiles(self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp())
 
     def _index_key(self, sig: Any, codegen: Any) -> tuple[Any, ...]:
         return sig, codegen.magic_tuple(), self.variant
