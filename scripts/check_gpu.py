@@ -6,7 +6,8 @@
     python3 scripts/check_gpu.py --only bench --out h200.json
 
 Each stage has its time, ten minutes in all, and what it costs a stage to fail is its own rows of the table. A PyTorch that the Python has is compared
-with. Everything that was found is in the file of --out. Exit code: 0 if all that was asked is met, 1 if not, 2 with a sentence without a GPU.
+with. Everything that was found is in the file of --out. Exit code: 0 if all that was asked is met, 1 if not, 2 with a sentence if
+nothing can be checked.
 """
 
 import argparse
@@ -45,8 +46,8 @@ def main() -> int:
     parser.add_argument("--select", default="", help="tests to run, as pytest's -k; not given: all of tests/cuda")
     parser.add_argument("--out", type=Path, default=Path("check_gpu.json"), help="where everything goes (default: check_gpu.json)")
     options = parser.parse_args()
-    if options.out.is_dir() or not options.out.parent.is_dir():
-        print(f"check_gpu: --out {options.out}: this is no file in a folder that is there", file=sys.stderr)
+    if options.out.is_dir() or not os.access(options.out.parent, os.W_OK):
+        print(f"check_gpu: --out {options.out}: this is no file in a folder that can be written", file=sys.stderr)
         return 2
     sys.path.insert(0, str(ROOT))
     from ttr_fast.cuda import found  # needs nothing but Python itself

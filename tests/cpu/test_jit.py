@@ -94,6 +94,8 @@ from ttr_fast.cpu.jit import cache_folder, inner, kernel
 def step(x):
     if x > 100:
         raise ValueError("too far")
+    if x == 7:
+        print("seven", x)
     return x + 1
 @inner()
 def twice(x):
@@ -101,7 +103,7 @@ def twice(x):
 @kernel()
 def whole(x):
     return twice(x) + step(x)
-print(whole(5), sum(whole.stats.cache_hits.values()), len(list(cache_folder().glob("*.nbc"))), len(step.overloads))
+print(whole(6), sum(whole.stats.cache_hits.values()), len(list(cache_folder().glob("*.nbc"))), len(step.overloads))
 for compiled in (*step.overloads.values(), *twice.overloads.values()):
     print(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
 try:
@@ -112,14 +114,14 @@ except ValueError as error:
 
 
 def test_inner_kernels_are_parts_of_their_callers(tmp_path: Path) -> None:
-    """No machine code and no file of their own, an error of theirs is the caller's, and from the cache the caller comes alone."""
+    """No machine code and no file of their own; what they print and raise is the caller's; from the cache the caller comes alone."""
     program = tmp_path / "program.py"
     program.write_text(INNER)
     variables = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
     outputs = [
         subprocess.run([sys.executable, program], env=variables, capture_output=True, text=True, check=True).stdout.splitlines() for _ in range(2)
     ]
-    assert outputs == [["13 0 1 1", "0", "0", "too far"], ["13 1 1 0", "too far"]]
+    assert outputs == [["seven 7", "15 0 1 1", "0", "0", "too far"], ["seven 7", "15 1 1 0", "too far"]]
 
 
 def test_two_processes_that_save_at_once_keep_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ def test_a_file_that_cannot_be_written(out: str, script: ModuleType, monkeypatch
     monkeypatch.setattr(script, "subprocess", None)
     monkeypatch.setattr(sys, "argv", [str(PATH), "--out", out])
     assert script.main() == 2
-    assert capsys.readouterr().err == f"check_gpu: --out {out}: this is no file in a folder that is there\n"
+    assert capsys.readouterr().err == f"check_gpu: --out {out}: this is no file in a folder that can be written\n"
 
 
 def test_an_environment_is_looked_for(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

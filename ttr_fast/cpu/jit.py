@@ -24,8 +24,9 @@ from numba import njit
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile, _CacheLocator
 
 import ttr_ref
-from ttr_fast.cpu.linking import LinkingCompiler
+from ttr_fast.cpu.linking import LinkingCompiler, set_environments
 
+FLAGS: dict[str, Any] = {"error_model": "numpy"}
 WITHOUT_WRAPPERS: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 """For what Python does not call."""
 
@@ -142,13 +143,26 @@ def kernel(variant: object = "", **options: Any) -> Callable[[Callable[..., Any]
     """
 
     def compiled(function: Callable[..., Any]) -> Any:
-        dispatcher = njit(error_model="numpy", **options)(named_apart(function, variant))
+        dispatcher = njit(**FLAGS, **options)(named_apart(function, variant))
         if dispatcher.__class__.__name__ == "CPUDispatcher":  # not under NUMBA_DISABLE_JIT
             dispatcher._cache = KernelCache(function, str(variant))
-            dispatcher.compile = interrupts_held()(dispatcher.compile)
+            dispatcher.compile = interrupts_held()(with_environments(dispatcher))
         return dispatcher
 
     return compiled
+
+
+def with_environments(dispatcher: Any) -> Callable[[Any], Any]:
+    """dispatcher.compile, after which the kernel's inner kernels have what they need."""
+    compile_one = dispatcher.compile
+
+    def compile_and_set(signature: Any) -> Any:
+        entry = compile_one(signature)
+        for compiled in dispatcher.overloads.values():
+            set_environments(compiled)
+        return entry
+
+    return compile_and_set
 
 
 def named_apart(function: Callable[..., Any], variant: object) -> Callable[..., Any]:
@@ -164,4 +178,4 @@ def named_apart(function: Callable[..., Any], variant: object) -> Callable[..., 
 
 def inner(variant: object = "") -> Callable[[Callable[..., Any]], Any]:
     """A kernel that only kernels call: linked into them, without the wrappers that take Python's objects apart, which take long to compile."""
-    return lambda function: njit(error_model="numpy", pipeline_class=LinkingCompiler, **WITHOUT_WRAPPERS)(named_apart(function, variant))
+    return lambda function: njit(**FLAGS, pipeline_class=LinkingCompiler, **WITHOUT_WRAPPERS)(named_apart(function, variant))

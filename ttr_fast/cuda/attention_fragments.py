@@ -12,7 +12,8 @@ item 4 n + e of `sums` is the pair
 Two tiles of sums beside each other, rounded and paired, lie as a left factor does: so weights are multiplied with values where they are.
 
 What is in registers has no index: every loop over it is unrolled. What becomes of a pair is too long a story for that, so there each lane keeps its
-pairs in a column of its own of shared memory, (items, THREADS), where no other lane looks and no barrier is needed.
+pairs in a column of its own of shared memory, (items, THREADS), where no other lane looks and no barrier is needed; but for those that sum the knots
+of a table: they wait for their warp, and the barrier of the next step keeps its pairs behind theirs.
 
 What no row of a block reads is not copied. What some row of a warp reads is multiplied for all of its rows, with a weight of 0 where one does not
 read it: a number that is none reaches them too, while the readable kernels keep it to the rows that read it.
@@ -24,9 +25,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ttr_fast.cuda.attention_tiles import kept, pair_is_read
+from ttr_fast.cuda.found import LANES
 from ttr_fast.cuda.jit import cuda, inner
 from ttr_fast.cuda.numbers import number
-from ttr_fast.cuda.primitives import LANES, copy_async, ldmatrix, ldmatrix_trans, mma, pair, store_pair, unknown
+from ttr_fast.cuda.primitives import copy_async, ldmatrix, ldmatrix_trans, mma, pair, store_pair, unknown
 
 WARPS = 4
 THREADS = LANES * WARPS

@@ -6,7 +6,8 @@ Ladder:
    a group and has them and the values in registers, queries and dO come through the buffers: dK, dV. Measured: not yet, no device. 255 registers in
    pass one on sm_80 (64 features); 128 features spill.
 2. What wide heads hold lies in shared memory. Knots are summed by lanes that own them and not by shuffles: in a loop these, and `bar.warp.sync`,
-   become calls on sm_80, for whose sake registers stay empty. 183 registers (64 features), 196 (128), 250 in pass two. Measured: not yet.
+   become calls on sm_80, for whose sake registers stay empty. Pass one on sm_80: 183 registers with 64 features, 196 with 128; pass two: 250 with
+   128. Measured: not yet.
 """
 
 import functools
@@ -41,9 +42,10 @@ from ttr_fast.cuda.attention_fragments import (
     row_storer,
 )
 from ttr_fast.cuda.attention_tiles import elapsed, pair_is_read, pair_score
+from ttr_fast.cuda.found import LANES
 from ttr_fast.cuda.jit import cuda, inner, kernel
 from ttr_fast.cuda.numbers import number
-from ttr_fast.cuda.primitives import LANES, commit_copies, exp2, sync_warp, unknown, wait_copies
+from ttr_fast.cuda.primitives import commit_copies, exp2, sync_warp, unknown, wait_copies
 from ttr_fast.cuda.time_bias import MOST_TERMS, SUMS, TABLE, add_bias_sums, add_to_knots, head_bias, knot_place
 
 QUERY_REGISTERS, KEY_REGISTERS = {32: 192, 64: 200, 128: 216}, {32: 184, 64: 224, 128: 255}

@@ -3,7 +3,8 @@
 Ladder:
 1. FlashAttention-2 (Dao 2023, arXiv:2307.08691): a warp owns 16 queries of a head, weights never leave its registers, keys and values come through
    two buffers each. A warp whose queries read nothing of a step leaves it out. Exponentials to the base 2, one instruction each; times are subtracted
-   in float64. Dropout draws four words for each pair and uses one. Measured: not yet, no device.
+   in float64. Dropout draws four words for each pair and uses one. Measured: not yet, no device. 170 registers with 64 features, 246 with 128.
+2. Queries of wide heads lie in shared memory: 200 registers with 128 features. Measured: not yet.
 """
 
 import functools
@@ -37,9 +38,10 @@ from ttr_fast.cuda.attention_fragments import (
     row_storer,
 )
 from ttr_fast.cuda.attention_tiles import elapsed, pair_score
+from ttr_fast.cuda.found import LANES
 from ttr_fast.cuda.jit import cuda, inner, kernel
 from ttr_fast.cuda.numbers import log, number
-from ttr_fast.cuda.primitives import LANES, commit_copies, exp2, shuffle_xor, unknown, wait_copies
+from ttr_fast.cuda.primitives import commit_copies, exp2, shuffle_xor, unknown, wait_copies
 from ttr_fast.cuda.time_bias import head_bias
 
 REGISTERS = {32: 152, 64: 184, 128: 208}
@@ -82,8 +84,8 @@ def tensor_forward_kernel(spec: TensorSpec) -> Any:
         rescale, nothing = cuda.local.array(2, np.float32), np.float32(-math.inf)
         plan = (first, stop, time_q, time_k, position_q, position_k, document_q, causal)
         block, h, b, t, heads = cuda.blockIdx.x, cuda.blockIdx.y, cuda.blockIdx.z, cuda.threadIdx.x, q.shape[1]
-        g, own, span, slot = h // (heads // k.shape[1]), t // LANES * ROWS, (reach[b, block, 0], reach[b, block, 1]), 0
-        start, own = block * TILE + own, SHELF + own
+        warp, g, span, slot = t // LANES, h // (heads // k.shape[1]), (reach[b, block, 0], reach[b, block, 1]), 0
+        start, own = block * TILE + warp * ROWS, SHELF + warp * ROWS
         low, high = reach_of_rows(plan, b, start)
         hold_rows(q, b, h, start, queries, rows, own)
         for i in range(outputs):

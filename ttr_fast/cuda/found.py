@@ -13,6 +13,8 @@ OLDEST_DEVICE = (8, 0)
 """A100; kernels are tested as machine code for nothing older."""
 OLDEST_DRIVER = (13, 0)
 """The CUDA version of the compiler's libraries, which a driver has to know."""
+LANES = 32
+"""Threads of a warp, on every device."""
 NO_DEVICE = 100
 """What the driver answers when it finds none."""
 INSTALL = "pip install 'temporal-transformer[cuda]'"

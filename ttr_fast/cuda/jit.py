@@ -71,7 +71,7 @@ class Kernel:
     instructions: tuple[str, ...]
     dispatcher: Any
     allowed: set[Any] = field(default_factory=set)
-    """What was compiled so far that may use the dynamic memory."""
+    """What was compiled so far that may use more than USUAL_SHARED."""
 
     def __getitem__(self, sizes: tuple[Any, Any]) -> Callable[..., None]:
         if _state["unlaunched"]:

@@ -32,16 +32,16 @@ Its copies may arrive at any time between `copy_async` and `wait_copies`; the mo
 
 A tile that `ldmatrix` reads and `copy_async` writes is made with `alignment=16`.
 
-Source: NVIDIA, Parallel Thread Execution ISA: mma.sync.m16n8k16, ldmatrix, cp.async, ex2.approx, cvt; all of them from sm_80 on.
+Source: NVIDIA, Parallel Thread Execution ISA: mma.sync.m16n8k16, ldmatrix, cp.async, ex2.approx, cvt, bar.sync; all of them from sm_80 on.
 """
 
 from functools import partial
 
 import numpy as np
 
+from ttr_fast.cuda.found import LANES
 from ttr_fast.cuda.jit import SIMULATED, cuda
 
-LANES = 32
 MOST_WARPS = 15
 """Warps that have a barrier of their own: a block has 16, of which `cuda.syncthreads` takes one."""
 

@@ -24,9 +24,9 @@ import greenlet
 import numpy as np
 from numpy import ndarray
 
+from ttr_fast.cuda.found import LANES
+
 SCHEDULES = ("forward", "reverse", "shuffle")
-LANES = 32
-"""Threads of a warp."""
 
 
 class SimulationError(Exception):

@@ -164,11 +164,11 @@ def share_of_knot(g, u, knot, terms):
 
 
 @inner
-def add_to_knots(slopes, places, rows, begin, end, own, owners, partial, terms):
+def add_to_knots(slopes, places, rows, begin, end, owner, owners, partial, terms):
     """Add the G of a tile of pairs, in that many rows and the columns from begin to end, to the knots beside u, which is −1 where nothing is read:
-    partial (terms,) in global memory. This is the thread `own` of `owners`, each of which has its own knots.
+    partial (terms,) in global memory. This is number `owner` of `owners` threads, each of which has its own knots.
     """
-    for knot in range(own, terms, owners):
+    for knot in range(owner, terms, owners):
         s = number(slopes, 0)
         for i in range(rows):
             for j in range(begin, end):
