@@ -128,6 +128,7 @@ def stage(command: list[str], budget_s: float) -> dict[str, Any]:
     process = subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, text=True, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  (what a shell starts with & ignores it; one thread)
     )  # fmt: skip
     try:
         output, _ = process.communicate(timeout=budget_s)
