@@ -117,6 +117,18 @@ def test_equals_the_oracle(kind: str, name: str, drops: bool, widths: tuple[int,
     check(p, dtype, results)
 
 
+def check_in_every_schedule(p: Problem, dtype: FloatDType) -> None:
+    """The same bits, and those right."""
+    found: list[tuple] = []
+
+    def bits() -> tuple[ndarray, ...]:
+        found.append(run(p, dtype))
+        return flat(found[-1])
+
+    in_every_schedule(bits)
+    check(p, dtype, found[0])
+
+
 def problem(rng: np.random.Generator, at: Timeline, kind: str, d: int, window: int | None) -> Problem:
     """Two query heads that share one of keys and values."""
     rows, length = at.time.shape
@@ -134,14 +146,7 @@ def test_several_tiles_in_every_schedule(kind: str, name: str, d: int, window: i
     """More than one tile of queries and of keys, documents that begin inside of tiles; the same bits in all schedules."""
     rng, dtype = np.random.default_rng(0), FloatDType(name)
     p = rounded_to(problem(rng, packed(rng, 1, {4: 35, 16: 70}.get(d, 67), "unix"), kind, d, window), dtype)
-    found: list[tuple] = []
-
-    def bits() -> tuple[ndarray, ...]:
-        found.append(run(p, dtype))
-        return flat(found[-1])
-
-    in_every_schedule(bits)
-    check(p, dtype, found[0])
+    check_in_every_schedule(p, dtype)
 
 
 @pytest.mark.parametrize(
@@ -153,14 +158,7 @@ def test_wide_heads(dtype: FloatDType, d: int, length: int) -> None:
     """The kernels for more features have other tiles, those on tensor cores a shelf; the same bits in all schedules."""
     rng = np.random.default_rng(1)
     p = rounded_to(problem(rng, packed(rng, 1, length, "float"), "linear", d, None), dtype)
-    found: list[tuple] = []
-
-    def bits() -> tuple[ndarray, ...]:
-        found.append(run(p, dtype))
-        return flat(found[-1])
-
-    in_every_schedule(bits)
-    check(p, dtype, found[0])
+    check_in_every_schedule(p, dtype)
 
 
 @pytest.mark.parametrize("dtype, d", [(FloatDType.F32, 4), (FloatDType.BF16, 16), (FloatDType.BF16, 80)], ids=str)
