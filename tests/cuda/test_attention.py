@@ -19,7 +19,7 @@ from ttr_ref import attention as ref
 from ttr_ref.config import TimeConfig
 from ttr_ref.dropout import ATTENTION, Dropout, DropoutKey
 from ttr_ref.float_dtype import FloatDType
-from ttr_ref.time_bias import NoBias, TimeBias
+from ttr_ref.time_bias import NoBias, TableBias, TimeBias
 from ttr_ref.timeline import Timeline, timeline_from_lengths
 from ttr_ref.tree import leaves_of, tree_map
 
@@ -159,6 +159,16 @@ def test_wide_heads(dtype: FloatDType, d: int, length: int) -> None:
     rng = np.random.default_rng(1)
     p = rounded_to(problem(rng, packed(rng, 1, length, "float"), "linear", d, None), dtype)
     check_in_every_schedule(p, dtype)
+
+
+@pytest.mark.parametrize("dtype, d", [(FloatDType.F32, 4), (FloatDType.BF16, 16)], ids=str)
+def test_more_knots_than_threads(dtype: FloatDType, d: int) -> None:
+    """Of a warp, which sums them on tensor cores, and of a block: some have several. Gaps double, so that pairs lie beside the last thirty knots."""
+    rng = np.random.default_rng(3)
+    at = timeline_from_lengths(np.concatenate([[0], 2 ** np.arange(34)])[None], np.array([35]))
+    p = problem(rng, at, "table", d, None)._replace(bias=TableBias(rng.standard_normal((2, 70))), time=TimeConfig(shortest=2.0**-40))
+    p = rounded_to(p, dtype)
+    check(p, dtype, run(p, dtype))
 
 
 @pytest.mark.parametrize("dtype, d", [(FloatDType.F32, 4), (FloatDType.BF16, 16), (FloatDType.BF16, 80)], ids=str)

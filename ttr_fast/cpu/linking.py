@@ -1,8 +1,8 @@
 """Inner kernels become parts of the kernels that call them, and no machine code of their own.
 
 Numba optimizes whatever it compiles and makes machine code of it, though only compiled code may call it, and optimizes it again within each caller.
-For attention's forward and backward kernels that was 90 modules to optimize and 52 to make into machine code; with this compiler it is 26 and 13, and
-9 seconds in place of 13 (Numba 0.68, Zen 4). Callers are optimized once everything is linked; there is no fast-math flag, so no bit depends on that.
+With this compiler the first call of `ttr bench step --cold --against none` took 21.3 s on a Zen 4, and 27.5 s before. Callers are optimized once
+everything is linked; there is no fast-math flag, so no bit depends on that.
 """
 
 from typing import Any

@@ -3,11 +3,10 @@
 Ladder:
 1. The two passes of the readable kernels, so that every gradient has one owner. Pass one: a warp owns 16 queries of a head and has them and dO in
    registers, keys and values come through two buffers each; it adds up dQ, and its own sums of the bias's gradient. Pass two: a warp owns 16 keys of
-   a group and has them and the values in registers, queries and dO come through the buffers: dK, dV. Measured: not yet, no device. 255 registers in
-   pass one on sm_80 (64 features); 128 features spill.
+   a group and has them and the values in registers, queries and dO come through the buffers: dK, dV. Measured: not yet, no device. Pass one
+   takes all 255 registers of a thread on sm_80.
 2. What wide heads hold lies in shared memory. Knots are summed by lanes that own them and not by shuffles: in a loop these, and `bar.warp.sync`,
-   become calls on sm_80, for whose sake registers stay empty. Pass one on sm_80: 183 registers with 64 features, 196 with 128; pass two: 250 with
-   128. Measured: not yet.
+   become calls on sm_80, for whose sake registers stay empty. So 128 features fit, and 64 take 200 (QUERY_REGISTERS). Measured: not yet.
 """
 
 import functools

@@ -3,8 +3,8 @@
 Ladder:
 1. FlashAttention-2 (Dao 2023, arXiv:2307.08691): a warp owns 16 queries of a head, weights never leave its registers, keys and values come through
    two buffers each. A warp whose queries read nothing of a step leaves it out. Exponentials to the base 2, one instruction each; times are subtracted
-   in float64. Dropout draws four words for each pair and uses one. Measured: not yet, no device. 170 registers with 64 features, 246 with 128.
-2. Queries of wide heads lie in shared memory: 200 registers with 128 features. Measured: not yet.
+   in float64. Dropout draws four words for each pair and uses one. Measured: not yet, no device.
+2. Queries of wide heads lie in shared memory, so that these fit in REGISTERS as well. Measured: not yet.
 """
 
 import functools

@@ -72,6 +72,7 @@ class Block:
         self.scheduler = greenlet.getcurrent()
 
         def body() -> None:
+            """What each thread runs."""
             with np.errstate(all="ignore"):  # as on a device; a greenlet has a context of its own
                 kernel(*arguments)
 
@@ -158,18 +159,22 @@ class Cuda:
 
     @property
     def threadIdx(self) -> Dim3:
+        """The thread's place in its block."""
         return running().current.index
 
     @property
     def blockIdx(self) -> Dim3:
+        """The block's place in the grid."""
         return running().index
 
     @property
     def blockDim(self) -> Dim3:
+        """Threads of a block."""
         return running().dim
 
     @property
     def gridDim(self) -> Dim3:
+        """Blocks of the grid."""
         return running().grid
 
     def syncthreads(self) -> None:
